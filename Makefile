@@ -1,0 +1,55 @@
+# `make run` and `make test` are all a newcomer needs; both work from nothing and are quick the second time.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYX    := $(wildcard */_*/*.pyx) $(wildcard */_*/*.pxd)
+
+.PHONY: run test check bench docs build clean lint
+
+run: build ## Build, then serve everything on embedded defaults at http://127.0.0.1:8787
+	@exec $(BIN)/torpor serve
+
+build: $(VENV)/.built ## The virtual environment and the Cython extensions
+
+$(VENV)/.created:
+	@echo "» creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("Torpor needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+# Editable, so that Python changes need no build; a change of pyproject.toml, setup.py or Cython sources does.
+$(VENV)/.built: $(VENV)/.created pyproject.toml setup.py $(PYX)
+	@echo "» installing torpor and building its extensions (about a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --progress-bar off 'setuptools>=80' 'Cython>=3.1'
+	@$(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.built tests/support/install.sh tests/support/package-lock.json
+	@echo "» installing what the tests need"
+	@$(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable '.[test,dev,load]'
+	@tests/support/install.sh
+	@touch $@
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+
+check: lint ## Lint, types and the quick tests: under a minute
+	@$(BIN)/pytest -q -m 'not slow and not browser and not netns' tests/unit tests/test_layering.py tests/test_exports.py
+
+test: lint ## Everything
+	@$(BIN)/pytest tests
+
+bench: $(VENV)/.test ## Speed, as ratios against a ceiling and a peer in the same run
+	@$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.built ## The OpenAPI document, from the code
+	@$(BIN)/torpor openapi > docs/openapi.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info tests/support/node_modules tests/support/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name '__pycache__' -prune -exec rm -rf {} +
+	find wire sfu turn hibernation -path '*/_*/*' \( -name '*.c' -o -name '*.so' \) -delete

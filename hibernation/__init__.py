@@ -1,0 +1,1 @@
+"""The sockets' home: connections outlive the object instances they talk to."""

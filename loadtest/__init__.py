@@ -1,0 +1,1 @@
+"""Locust users for rooms and for media; speaks to the server only over the network."""

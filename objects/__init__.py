@@ -1,0 +1,1 @@
+"""Single-instance stateful objects: ids, stubs, gates, storage, alarms, host. Knows no sockets."""

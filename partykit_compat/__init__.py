@@ -1,0 +1,1 @@
+"""The party-style server API on objects and hibernation."""

@@ -1,0 +1,41 @@
+"""Build the Cython extensions: every `.pyx` in a folder whose name starts with an underscore.
+
+`TORPOR_EXTENSIONS=sfu/_dataplane` builds only what lies below that folder, for working on one of them.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+only = os.environ.get("TORPOR_EXTENSIONS", "")
+sources = sorted(str(path) for path in Path().glob("*/_*/*.pyx") if str(path).startswith(only))
+
+extensions = [
+    Extension(
+        name=source.removesuffix(".pyx").replace("/", "."),
+        sources=[source],
+        extra_compile_args=["-O3", "-g", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"],
+        define_macros=[("CYTHON_TRACE_NOGIL", "0")],
+        libraries=["pthread"],
+    )
+    for source in sources
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        # The one place for directives. Packet parsers work on raw pointers and check every bound themselves.
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+        include_path=["."],
+        show_all_warnings=False,
+    )
+)
