@@ -10,7 +10,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 only = os.environ.get("TORPOR_EXTENSIONS", "")
-sources = sorted(str(path) for path in Path().glob("*/_*/*.pyx") if str(path).startswith(only))
+sources = sorted(
+    str(path)
+    for path in Path().glob("*/_*/*.pyx")
+    if path.parts[0] != "benchmarks" and str(path).startswith(only)  # benchmarks build their own
+)
 
 extensions = [
     Extension(
