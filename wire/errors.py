@@ -1,7 +1,8 @@
 """Errors of `wire`: bytes or text that break their format, and values that do not fit into it.
 
 WireError (a ValueError)
-├── StunError     not a well-formed STUN message (RFC 8489)
+├── StunError     not a well-formed STUN message (RFC 8489): drop it
+│   └── StunAttributeError  the message is whole, one attribute is not: answer 400
 ├── RtpError      not a well-formed RTP packet, or header extensions that do not fit (RFC 3550, RFC 8285)
 ├── RtcpError     not a well-formed RTCP packet, or a report that does not fit into one (RFC 3550, RFC 4585)
 └── SdpError      not a session description that can be read safely (RFC 8866)
@@ -22,6 +23,14 @@ class WireError(ValueError):
 
 class StunError(WireError):
     """Not a well-formed STUN message."""
+
+
+class StunAttributeError(StunError):
+    """One attribute of a well-formed message has a value that its type does not allow."""
+
+    def __init__(self, attribute: int) -> None:
+        super().__init__(f"malformed attribute {attribute:#06x}")
+        self.attribute = attribute
 
 
 class RtpError(WireError):
