@@ -6,7 +6,10 @@ All sequence numbers named `ext_seq` are unwrapped to 64 bit; times are seconds,
 from collections.abc import Mapping
 
 class SequenceUnwrapper:
-    """RFC 3550 A.1 with max_dropout 3000 and max_misorder 1500 (RX-2)."""
+    """RFC 3550 A.1 with max_dropout 3000 and max_misorder 1500 (RX-2), without probation.
+
+    Numbers never go back at a resync: they go on in the cycle after the highest one, `((highest >> 16) + 1 << 16) + seq`.
+    """
 
     def __init__(self, max_dropout: int = 3000, max_misorder: int = 1500) -> None: ...
     def receive(self, seq: int) -> int:
@@ -28,18 +31,21 @@ class SequenceMap:
 
     def switch(self, ext_seq: int, skip: bool) -> None:
         """Another source begins at `ext_seq`: out continues at last + 1, or + 2 when the last frame was cut (SW-3).
-        Everything older of the new source is dropped."""
+        Everything older of the new source is dropped. Before the first `map` it has no effect but that: `out_start` stands."""
 
 class PacketCache:
     """Decrypted packets of one stream by ext_seq (CACHE-1), bounded by slots, bytes and age."""
 
     def __init__(self, slots: int, bytes_max: int, age_max: float) -> None: ...
     def store(self, ext_seq: int, packet: bytes, now: float) -> bool:
-        """False when the packet is above 1500 B, older than everything kept, or already there."""
+        """False when the packet is above 1500 B (or `bytes_max`), at or below highest - `slots`, or already there.
+
+        Beyond `bytes_max` the packets stored first go first."""
 
     def fetch(self, ext_seq: int, now: float) -> bytes | None: ...
     @property
-    def bytes_used(self) -> int: ...
+    def bytes_used(self) -> int:
+        """Bytes of the packets kept, whatever their age."""
 
 class LossDetector:
     """The upstream NACK generator of one stream (section 7)."""
@@ -47,10 +53,15 @@ class LossDetector:
     def __init__(self, *, video: bool, first_delay: float = 0.005) -> None: ...
     def receive(self, ext_seq: int, now: float, *, recovered: bool = False) -> bool:
         """True when the list overflowed and a keyframe must be asked for (NACK-1). A recovered packet never moves the
-        highest number (RTX-3)."""
+        highest number (RTX-3), and is not listed when the highest passes it later.
+
+        Overflow: more than 1000 missing with the new gap, or a gap above 10,000. The list is emptied, nothing of it is LOST."""
 
     def due(self, now: float, rtt: float) -> list[int]:
-        """The ext_seqs to NACK now, ascending; each call counts as having sent them."""
+        """The ext_seqs to NACK now, ascending; each call counts as having sent them.
+
+        After the n-th request an entry waits clamp(rtt x 1.25^(n-1), 20 ms, 400 ms); it is given up when that has passed
+        after the last try, or 2 s (audio 200 ms) after it was found missing."""
 
     def take_lost(self) -> list[int]:
         """Given up since asked last, each once (NACK-2)."""
@@ -66,7 +77,10 @@ class ResendLedger:
     def __init__(self, slots: int = 2048) -> None: ...
     def sent(self, out_seq: int, source_seq: int, now: float, *, padding: bool = False) -> None: ...
     def ask(self, seq: int, now: float, rtt: float) -> int:
-        """For a NACKed 16-bit `seq`: the source ext_seq to resend, -1 unknown or too old, -2 suppressed, -3 padding."""
+        """For a NACKed 16-bit `seq`: the source ext_seq to resend, -1 unknown or too old, -2 suppressed, -3 padding.
+
+        Too old: first sent 2 s ago or more. Suppressed: 5 resends done, or less than max(min(0.9 rtt, rtt - 5 ms), 5 ms)
+        since it was sent last. A number given counts as resent."""
 
 def rewrite(
     packet: bytes,
@@ -87,8 +101,10 @@ def rewrite(
 
     None when `packet` is not valid RTP (RX-1). `marker` -1 keeps it. With `rtx_osn` >= 0 padding is removed and the
     OSN goes before the payload. Elements: MID first, then transport-cc, abs-send-time, then the copied ones in the
-    packet's order; one-byte form when every id is 1..14 and every length 1..16, else two-byte; CSRCs are kept.
+    packet's order; one-byte form when every id is 1..14 and every length 1..16, else two-byte; CSRCs are kept. Of a
+    repeated element the first counts; one-byte id 15 ends the block (RFC 8285 4.2); nothing to write: no extension.
+    Copied: audio levels, playout delay, orientation, capture time, content type, colour space, dependency descriptor.
     """
 
 def is_keyframe_start(codec: int, payload: bytes) -> bool:
-    """Section 13's table; a truncated payload is not a keyframe."""
+    """Section 13's table; a truncated payload (and any below 2 bytes) is not a keyframe."""
