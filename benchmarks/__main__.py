@@ -1,0 +1,32 @@
+"""`make bench`: build the ceiling loop, install the peer where missing, run every benchmark, one after the other."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True"
+
+
+def main() -> int:
+    """Run `bench_*.py`; arguments go to each. Returns the first failure."""
+    if shutil.which("janus") is None:
+        print("» apt-get install janus (the peer)", flush=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "janus"], check=True)
+    print("» building the ceiling loop", flush=True)
+    loops = [str(path) for path in sorted(HERE.glob("_*/*.pyx"))]
+    cythonize = str(Path(sys.executable).parent / "cythonize")
+    subprocess.run([cythonize, "-q", "-i", "-3", "-X", DIRECTIVES, *loops], check=True, cwd=HERE.parent)
+    for path in sorted(HERE.glob("bench_*.py")):
+        print(f"» {path.stem}", flush=True)
+        code = subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}", *sys.argv[1:]], check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

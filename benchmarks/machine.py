@@ -1,0 +1,56 @@
+"""What a result must say about where it was measured."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commit() -> str:
+    """Short hash of HEAD, with `+` when the tree differs from it."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip() or "unknown"
+
+
+def describe() -> str:
+    """CPU, cores, kernel, Python: one line."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def save(name: str, title: str, command: str, body: str) -> Path:
+    """Write a dated result page and return its path."""
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = RESULTS / f"{date}-{commit().rstrip('+')}-{name}.md"
+    path.parent.mkdir(exist_ok=True)
+    facts = [f"- date: {date}", f"- commit: {commit()}", f"- machine: {describe()}", f"- command: `{command}`"]
+    path.write_text("\n".join([f"# {title}", "", *facts, "", body, ""]))
+    return path
+
+
+def process_cpu_ns(pid: int) -> int:
+    """CPU time of all threads of a process so far, in ns (scheduler's own account, soft interrupts in it included)."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
