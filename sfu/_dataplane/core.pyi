@@ -34,7 +34,7 @@ class SequenceMap:
         Everything older of the new source is dropped. Before the first `map` it has no effect but that: `out_start` stands."""
 
 class PacketCache:
-    """Decrypted packets of one stream by ext_seq (CACHE-1), bounded by slots, bytes and age."""
+    """Decrypted packets of one stream by ext_seq (CACHE-1), bounded by slots (a power of two), bytes and age."""
 
     def __init__(self, slots: int, bytes_max: int, age_max: float) -> None: ...
     def store(self, ext_seq: int, packet: bytes, now: float) -> bool:
@@ -72,7 +72,10 @@ class LossDetector:
     def missing(self) -> list[int]: ...
 
 class ResendLedger:
-    """What one subscriber stream sent, by out ext_seq, and whether a NACK for it may be answered (CACHE-2, -3)."""
+    """What one subscriber stream sent, by out ext_seq, and whether a NACK for it may be answered (CACHE-2, -3).
+
+    It remembers the newest `slots` (a power of two) out numbers.
+    """
 
     def __init__(self, slots: int = 2048) -> None: ...
     def sent(self, out_seq: int, source_seq: int, now: float, *, padding: bool = False) -> None: ...
