@@ -1,0 +1,216 @@
+/**
+ * One person in one room: joins what the room says (who has which tracks) with the media client (publish and pull).
+ *
+ * Dispatches "state" (`state`), "people" (`people`), "presence" (own mute, camera, screen) and "notice" (a sentence).
+ */
+
+import { RealtimeClient } from "./realtime.js";
+import { Room } from "./room.js";
+import { explain, openBlack, openCamera, openDevices, openPicture, openScreen, openSynthetic } from "./sources.js";
+
+/** Names sort from best to worst, as the server expects of layers. */
+const CAMERA_LAYERS = [
+  { rid: "f", maxBitrate: 1_500_000 },
+  { rid: "h", maxBitrate: 400_000, scaleResolutionDownBy: 2 },
+  { rid: "q", maxBitrate: 120_000, scaleResolutionDownBy: 4 },
+];
+const SMALLEST_LAYER = "q";
+const SCREEN_ENCODING = [{ maxBitrate: 2_500_000 }];
+
+export class Call extends EventTarget {
+  #room;
+  #client = new RealtimeClient();
+  #source;
+  #camera = null;
+  #black = null;
+  #published = new Map();
+  #subscriptions = new Map();
+  #screen = null;
+  #saving = false;
+
+  /** Open the sources, enter the room, publish. Throws what `Room.join` throws. */
+  static async join({ room, name, source }) {
+    const call = new Call(room, name, source === "camera" ? await openDevices(name) : openSynthetic(name));
+    try {
+      await call.#room.join();
+    } catch (error) {
+      call.leave();
+      throw error;
+    }
+    return call;
+  }
+
+  constructor(room, name, source) {
+    super();
+    this.name = name;
+    this.muted = false;
+    this.cameraOff = false;
+    this.people = [];
+    this.#source = source;
+    this.#room = new Room(room, name);
+    this.#room.addEventListener("members", () => this.#membersChanged());
+    this.#room.addEventListener("offline", () => this.dispatchEvent(new Event("state")));
+    this.#room.addEventListener("online", () => {
+      // The server may have restarted and forgotten the session: ask, rather than wait for timeouts.
+      this.#client.check();
+      this.dispatchEvent(new Event("state"));
+    });
+    this.#client.addEventListener("statechange", () => this.dispatchEvent(new Event("state")));
+    this.#publish("camera", source.video, CAMERA_LAYERS);
+    this.#publish("microphone", source.audio);
+  }
+
+  get state() {
+    return this.#client.state === "connected" && !this.#room.online ? "unreachable" : this.#client.state;
+  }
+
+  get notice() {
+    return this.#source.notice;
+  }
+
+  get fromCamera() {
+    return this.#source.kind === "camera";
+  }
+
+  get peerConnection() {
+    return this.#client.peerConnection;
+  }
+
+  /** What the own camera tile shows. */
+  get picture() {
+    return this.#camera?.track ?? this.#source.video;
+  }
+
+  /** The screen's track while it is shared, else null. */
+  get screen() {
+    return this.#screen?.track ?? null;
+  }
+
+  get saving() {
+    return this.#saving;
+  }
+
+  midOf(source) {
+    return this.#published.get(source)?.transceiver?.mid ?? null;
+  }
+
+  leave() {
+    this.#room.leave();
+    this.#client.close();
+    this.#source.stop();
+    this.#camera?.stop();
+    this.#black?.stop();
+    this.#screen?.stop();
+  }
+
+  // ---- own tracks ----
+
+  setMuted(muted) {
+    this.muted = muted;
+    // A disabled track sends silence, so others need no negotiation and the server sees it alive.
+    this.#source.audio.enabled = !muted;
+    this.#announce();
+  }
+
+  /** Off means off: the device is released and a black picture takes its place. */
+  async setCameraOff(off) {
+    const publication = this.#published.get("camera");
+    if (off) {
+      this.#black ??= openBlack();
+      this.cameraOff = true;
+      this.#announce();
+      await publication.replaceTrack(this.#black.track);
+      this.#camera?.stop();
+      this.#source.video.stop();
+      return;
+    }
+    try {
+      this.#camera = this.fromCamera ? await openCamera() : openPicture(this.name);
+    } catch (error) {
+      this.#tell(explain(error));
+      this.#camera = openPicture(this.name);
+    }
+    await publication.replaceTrack(this.#camera.track);
+    this.#black?.stop();
+    this.#black = null;
+    this.cameraOff = false;
+    this.#announce();
+  }
+
+  async shareScreen() {
+    try {
+      const screen = await openScreen();
+      this.#screen = screen;
+      screen.track.addEventListener("ended", () => this.stopSharing());
+      this.#publish("screen", screen.track, SCREEN_ENCODING);
+      this.dispatchEvent(new Event("presence"));
+    } catch (error) {
+      if (error.name !== "NotAllowedError") this.#tell("This browser cannot share a screen here.");
+    }
+  }
+
+  stopSharing() {
+    if (!this.#screen) return;
+    this.#screen.stop();
+    this.#screen = null;
+    this.#published.get("screen").close();
+    this.#published.delete("screen");
+    this.#announce();
+  }
+
+  /** Ask for the smallest layer of every camera, or let the server choose by bandwidth. */
+  setSaving(saving) {
+    this.#saving = saving;
+    for (const { subscription, source } of this.#subscriptions.values()) {
+      if (source === "camera") subscription.setPreferredRid(this.#ridFor(source));
+    }
+    this.dispatchEvent(new Event("presence"));
+  }
+
+  #ridFor(source) {
+    return this.#saving && source === "camera" ? SMALLEST_LAYER : "";
+  }
+
+  #publish(source, track, sendEncodings) {
+    const publication = this.#client.push(track, { sendEncodings });
+    publication.addEventListener("published", () => this.#announce());
+    this.#published.set(source, publication);
+  }
+
+  #announce() {
+    const tracks = [];
+    for (const [source, { address, kind }] of this.#published) if (address) tracks.push({ ...address, kind, source });
+    this.#room.announce({ tracks, muted: this.muted, cameraOff: this.cameraOff });
+    this.dispatchEvent(new Event("presence"));
+  }
+
+  #tell(text) {
+    this.dispatchEvent(new CustomEvent("notice", { detail: text }));
+  }
+
+  // ---- the others' tracks ----
+
+  #membersChanged() {
+    const others = this.#room.members.filter(({ memberId }) => memberId !== this.#room.memberId);
+    const wanted = new Map();
+    for (const { tracks } of others) for (const track of tracks) wanted.set(keyOf(track), track);
+    for (const [key, { subscription }] of this.#subscriptions) {
+      if (wanted.has(key)) continue;
+      subscription.close();
+      this.#subscriptions.delete(key);
+    }
+    for (const [key, track] of wanted) {
+      if (this.#subscriptions.has(key)) continue;
+      const subscription = this.#client.pull(track, { preferredRid: this.#ridFor(track.source) });
+      this.#subscriptions.set(key, { subscription, source: track.source });
+    }
+    this.people = others.map((member) => ({ ...member, subscriptions: this.#subscriptionsOf(member) }));
+    this.dispatchEvent(new Event("people"));
+  }
+
+  #subscriptionsOf({ tracks }) {
+    return Object.fromEntries(tracks.map((track) => [track.source, this.#subscriptions.get(keyOf(track)).subscription]));
+  }
+}
+
+const keyOf = ({ sessionId, trackName }) => `${sessionId}/${trackName}`;
