@@ -1,6 +1,102 @@
-"""The `torpor` command."""
+"""The `torpor` command: `serve`, `check`, `openapi`.
+
+Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong settings or usage, 128 + n killed by a second signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+import torpor
+from sfu.service import Sfu, SfuSettings
+from torpor import logs, sources
+from torpor.app import openapi_document
+from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
+from torpor.errors import StartRefused, TorporError
+from torpor.lifespan import serve
+
+logger = logging.getLogger("torpor")
+
+EXIT_USAGE = 2
+SHORT_FLAGS = {"http.host": "--host", "http.port": "--port"}
 
 
 def main() -> None:
-    """Run the command line."""
-    raise SystemExit("nothing to run yet")
+    """Run the command line and exit."""
+    raise SystemExit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    options = vars(parser().parse_args(arguments))
+    command, file = options.pop("command"), options.pop("config", None)
+    try:
+        if command == "openapi":
+            print(json.dumps(openapi_document(Settings(), Sfu(SfuSettings())), indent=2))
+            return 0
+        flags = {key: text for key, text in options.items() if text is not None}
+        settings = sources.load(file=file, environment=os.environ, flags=flags)
+        if command == "check":
+            return check(settings)
+        logs.configure(settings.log)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, lambda http, media: announce(settings, http, media)))
+    except TorporError as error:
+        print(f"torpor: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line; a flag per setting."""
+    top = argparse.ArgumentParser(prog="torpor", description="Self-hosted realtime server.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"torpor {torpor.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("openapi", help="print the OpenAPI document", allow_abbrev=False)
+    for name, text in (("serve", "serve until stopped"), ("check", "check the settings and print those in force")):
+        command = commands.add_parser(
+            name,
+            help=text,
+            allow_abbrev=False,
+            epilog="Secrets have no flag, since others can read a command line: use TORPOR_APP_SECRET or the file.",
+        )
+        command.add_argument("--config", type=Path, metavar="FILE", help="TOML file (default: torpor.toml, if there)")
+        for setting in sources.all_settings():
+            names = [SHORT_FLAGS[setting.key]] if setting.key in SHORT_FLAGS else []
+            help_text = setting.text.replace("%", "%%").replace("`", "")
+            command.add_argument(*names, setting.flag, dest=setting.key, metavar=setting.name.upper(), help=help_text)
+    return top
+
+
+def check(settings: Settings) -> int:
+    """Print the settings in force; 2 when serving with them would be refused."""
+    print(sources.describe(settings, apps=list(settings.apps)))
+    if reason := settings.refusal():
+        raise StartRefused(reason)
+    return 0
+
+
+def announce(settings: Settings, http_port: int, media_port: int | None) -> None:
+    """Tell the operator where the server is, and in development how to use it."""
+    scheme = "https" if settings.http.tls_certificate else "http"
+    host = f"[{settings.http.host}]" if ":" in settings.http.host else settings.http.host
+    url = f"{scheme}://{host}:{http_port}"
+    logger.info("serving", extra={"url": url, "udp_port": media_port, "version": torpor.__version__})
+    if settings.development:
+        print(
+            f"Torpor {torpor.__version__} for development, on this machine only\n"
+            f"  page        {url}/\n"
+            f"  API         {url}/v1/apps/{DEVELOPMENT_APP_ID}\n"
+            f"  app id      TORPOR_APP_ID={DEVELOPMENT_APP_ID}\n"
+            f"  app secret  TORPOR_APP_SECRET={DEVELOPMENT_APP_SECRET}",
+            flush=True,
+        )

@@ -1,0 +1,107 @@
+"""The HTTP application: every package's routes, one envelope for errors, one edge around it all. No globals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import torpor
+from sfu.errors import SfuError
+from sfu.routes import VERSIONED, BearerCheck, BodyLimits, SessionApi, api_router
+from sfu.service import Sfu
+from sfu.throttle import CallThrottle
+from torpor.config import Settings
+from torpor.demo import demo_router
+from torpor.edge import Cors, Edge, envelope
+from torpor.figures import Figures
+from torpor.health import Health, health_router
+from torpor.openapi import document
+from torpor.pages import page_routes
+
+logger = logging.getLogger("torpor.http")
+
+ERROR_CODES: Mapping[int, str] = {
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "invalid_params",
+    408: "request_timeout",
+    429: "too_many_requests",
+    503: "temporarily_unavailable_error",
+}
+
+
+def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: Figures) -> FastAPI:
+    """Everything the port answers.
+
+    Args:
+        settings: checked ones.
+        sfu: the media side; without it the session routes are absent.
+        health: read by `/healthz`.
+        figures: read by `/metrics`.
+    """
+    app = FastAPI(
+        title="Torpor",
+        version=torpor.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(SfuError, _on_sfu_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_middleware(
+        Edge, cors=Cors(settings.http.cors_origins), metrics=figures.http, access_log=settings.http.access_log
+    )
+    app.include_router(health_router(health, figures.collect))
+    if sfu is not None:
+        add_media_routes(app, settings, sfu)
+    if settings.demo_enabled:
+        app.include_router(demo_router())
+        app.router.routes.extend(page_routes())
+    return app
+
+
+def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu) -> None:
+    """The session API, versioned and not, and the browser gateway if enabled."""
+    limits = BodyLimits(settings.http.body_max_bytes, settings.http.body_timeout)
+    api = SessionApi(sfu, limits, CallThrottle(sfu.settings.calls_per_session_per_s))
+    bearer = BearerCheck({app_id: secret.value for app_id, secret in settings.apps.items()})
+    for base in (VERSIONED, ""):
+        app.include_router(api_router(api, bearer, base=base))
+
+
+def openapi_document(settings: Settings, sfu: Sfu) -> dict[str, Any]:
+    """The OpenAPI document of a server with these settings."""
+    return document(build_app(settings, sfu, health=Health(), figures=Figures(sfu)))
+
+
+async def _on_sfu_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SfuError)
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("request failed", exc_info=error)
+    headers = {"www-authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else None
+    return _error(error.status, error.code, error.description, headers)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = ERROR_CODES.get(error.status_code, "internal_error" if error.status_code >= 500 else "invalid_params")
+    return _error(error.status_code, code, str(error.detail), error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    where = ".".join(str(step) for step in problem["loc"])
+    return _error(406, "invalid_params", f"{where}: {problem['msg']}")
+
+
+def _error(status: int, code: str, description: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(envelope(code, description), status, headers=dict(headers or {}), media_type="application/json")

@@ -1,0 +1,140 @@
+"""The outermost ASGI layer: what every HTTP request meets, whatever route it takes.
+
+It answers preflights and adds CORS headers on API paths, turns an unforeseen exception into the JSON envelope, forbids
+type sniffing, refuses new work while draining, and counts. It keeps no request and reads no body.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from torpor.metrics import HttpMetrics
+
+logger = logging.getLogger("torpor.http")
+
+API_PREFIXES = ("/v1/", "/apps/")
+PREFLIGHT_MAX_AGE_S = 7200
+CLIENT_CLOSED_REQUEST = 499
+"""Not sent: how a request whose client went away is counted."""
+
+
+def envelope(code: str, description: str) -> bytes:
+    """The body of every error: `errorCode` and `errorDescription`."""
+    return orjson.dumps({"errorCode": code, "errorDescription": description})
+
+
+class Cors:
+    """Who may call the API from a page. No cookies are involved, so no credentials header either.
+
+    Args:
+        origins: exact origins, or `*` for all.
+    """
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origins)
+
+    def headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
+        """Headers of any answer to `origin`; `Vary` always, since another origin may get another answer."""
+        vary = [(b"vary", b"Origin")]
+        if origin is None or not ("*" in self._origins or origin in self._origins):
+            return vary
+        return [*vary, (b"access-control-allow-origin", origin.encode("latin-1"))]
+
+    def preflight_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
+        """Headers of the answer to an `OPTIONS` preflight."""
+        return [
+            *self.headers(origin),
+            (b"access-control-allow-methods", b"GET, POST, PUT, OPTIONS"),
+            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_S).encode()),
+        ]
+
+
+class Edge:
+    """Wraps the application.
+
+    Args:
+        app: what is wrapped.
+        cors: for API paths.
+        metrics: counts requests by route, method and status, and their time.
+        access_log: write a line per request.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        cors: Cors,
+        metrics: HttpMetrics,
+        access_log: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._cors = cors
+        self._metrics = metrics
+        self._access_log = access_log
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = self._clock()
+        extra = [(b"x-content-type-options", b"nosniff")]
+        origin = Headers(scope=scope).get("origin")
+        if is_api := scope["path"].startswith(API_PREFIXES):
+            extra += [*self._cors.headers(origin), (b"cache-control", b"no-store")]
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        try:
+            if is_api and scope["method"] == "OPTIONS":
+                extra = [(b"x-content-type-options", b"nosniff"), *self._cors.preflight_headers(origin)]
+                await respond(send_with_headers, 204)
+            else:
+                await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or CLIENT_CLOSED_REQUEST
+        except Exception:
+            logger.exception("request failed", extra={"method": scope["method"], "route": route_of(scope)})
+            if status:
+                raise  # the answer has begun: the server cuts the connection
+            await respond(send_with_headers, 500, envelope("internal_error", "the server failed; its log says why"))
+        finally:
+            self._record(scope, status or CLIENT_CLOSED_REQUEST, self._clock() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = route_of(scope)
+        self._metrics.record(route=route, method=scope["method"], status=status, seconds=seconds)
+        if self._access_log:
+            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+            logger.info("request", extra=fields)
+
+
+def route_of(scope: Scope) -> str:
+    """The matched route's template, never the path itself: it may hold ids, and anyone can invent paths."""
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+async def respond(send: Send, status: int, body: bytes = b"", headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """One whole answer; a body is JSON."""
+    described = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())] if body else []
+    start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": [*described, *headers]}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

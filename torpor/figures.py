@@ -1,0 +1,79 @@
+"""All figures of the process in one place, as metric families."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torpor
+from sfu.service import Sfu, SfuStats
+from torpor.metrics import LAG_BOUNDS, Family, Histogram, HttpMetrics, counter, gauge, histogram
+
+LAG_INTERVAL = 0.5
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Figures:
+    """Counts what belongs to no package, and collects the rest when asked.
+
+    Args:
+        sfu: the media side, if this node has one.
+    """
+
+    def __init__(self, sfu: Sfu | None) -> None:
+        self._sfu = sfu
+        self._started_at = time.time()
+        self.http = HttpMetrics()
+        self.lag = Histogram(LAG_BOUNDS)
+        self.event_listeners = 0
+        self.event_listeners_dropped = 0
+
+    def collect(self) -> Iterator[Family]:
+        """Everything, now."""
+        yield Family("torpor_info", "gauge", "Version.", [("", (("version", torpor.__version__),), 1)])
+        yield gauge("torpor_start_time_seconds", "Start of the process, seconds since 1970.", self._started_at)
+        yield gauge("torpor_resident_bytes", "Resident memory.", resident_bytes())
+        yield counter("torpor_cpu_seconds_total", "User and system time of all threads.", time.process_time())
+        yield from self.http.collect()
+        lag = list(self.lag.samples())
+        yield Family("torpor_event_loop_lag_seconds", "histogram", "How late the event loop woke a sleeper.", lag)
+        yield gauge("torpor_event_listeners", "Listeners of app events.", self.event_listeners)
+        yield counter(
+            "torpor_event_listeners_dropped_total", "Listeners dropped for being slow.", self.event_listeners_dropped
+        )
+        if self._sfu is not None:
+            yield from media_families(self._sfu.stats())
+
+    async def measure_lag(self) -> None:
+        """Observe the event loop's lag until cancelled."""
+        while True:
+            due = time.monotonic() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            self.lag.observe(max(0.0, time.monotonic() - due))
+
+
+def media_families(stats: SfuStats) -> Iterator[Family]:
+    """The media plane's counters under metric names: `packets_in` becomes `torpor_media_packets_in_total`."""
+    drops = {name.removeprefix("drop_"): n for name, n in stats.counters.items() if name.startswith("drop_")}
+    for name, value in sorted(stats.counters.items()):
+        if not name.startswith("drop_"):
+            yield counter(f"torpor_media_{name}_total", "Media plane, all threads; see docs/operations.md.", value)
+    yield counter("torpor_media_drops_total", "Packets dropped, by reason.", drops, "reason")
+    yield gauge("torpor_media_live", "Live objects by kind.", stats.live, "kind")
+    yield _powers_of_two(
+        "torpor_media_forward_seconds", "From a packet's arrival to its departure.", stats.latency_histogram, 1e-6
+    )
+    yield _powers_of_two("torpor_media_batch_datagrams", "Datagrams per receive call.", stats.batch_histogram, 1.0)
+
+
+def _powers_of_two(name: str, text: str, counts: Sequence[int], unit: float) -> Family:
+    """Bucket `i` counts what was below 2**i units; the last also what was above. The plane keeps no sum."""
+    return histogram(name, text, [2**i * unit for i in range(len(counts) - 1)], counts, None)
+
+
+def resident_bytes() -> int:
+    """Resident memory of the process."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES

@@ -1,0 +1,165 @@
+"""uvicorn, with the bounds it does not have and a shutdown in our order.
+
+`HttpProtocol` bounds what a peer may make us hold before a handler runs: connections, bytes and time of a request
+head. `HttpServer` leaves signals to `lifespan.py` and ends long answers before it waits for short ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from torpor.config import HttpSettings, Settings
+from torpor.edge import envelope
+
+ABORT_EXTENSION = "torpor.abort"
+"""In `scope["extensions"]`: its `call` drops the connection without waiting for the peer to read."""
+
+PIPELINE_MAX = 16
+"""Requests a connection may have sent ahead of its answers. No browser sends any."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. The head of each request is bounded in bytes and time; a body is the handler's business.
+
+    Args:
+        limits: the bounds.
+        args, options: as uvicorn passes them.
+    """
+
+    def __init__(self, *args: Any, limits: HttpSettings, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Accept, unless too many are open."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections_max:
+            transport.abort()
+        else:
+            self._start_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer with the connection."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; 431 when a head is larger than allowed.
+
+        What arrives in one read is at most 256 KiB, so a head is measured after its read, not byte by byte.
+        """
+        if self._in_head:
+            if self._head_timer is None:  # the first bytes after an answer
+                self._start_head()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self._limits.header_max_bytes and not self.transport.is_closing():
+            self._refuse(431, "headers_too_large", "the request head is too large")
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self.scope["extensions"] = {ABORT_EXTENSION: {"call": self.transport.abort}}
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: its handler starts, or waits for those of earlier requests."""
+        self._end_head()
+        if len(self.pipeline) >= PIPELINE_MAX:
+            self.transport.abort()
+            raise OverflowError("too many requests without waiting for answers")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is whole: what comes next is a head."""
+        super().on_message_complete()
+        self._in_head = True
+
+    def send_400_response(self, msg: str) -> None:
+        """Not HTTP: answer in the API's envelope and close."""
+        self._refuse(400, "decoding_error", msg)
+
+    def _start_head(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self._limits.header_timeout, self.transport.abort)
+
+    def _end_head(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: int, code: str, description: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = envelope(code, description)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server inside our process: no signal handlers of its own."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, *, on_stop: Callable[[], None]) -> None:
+        http = settings.http
+        config = uvicorn.Config(
+            app,
+            # A class to uvicorn's type, a callable that makes instances to uvicorn.
+            http=cast(type[asyncio.Protocol], functools.partial(HttpProtocol, limits=http)),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(http.trusted_proxies),
+            forwarded_allow_ips=list(http.trusted_proxies) or None,
+            ssl_certfile=http.tls_certificate,
+            ssl_keyfile=http.tls_key,
+            timeout_keep_alive=http.keep_alive_timeout,
+            timeout_graceful_shutdown=settings.shutdown.timeout,
+        )
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: `lifespan.py` decides."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the answers that never end by themselves, then drain and close."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
+def listen(settings: HttpSettings) -> socket.socket:
+    """The listening TCP socket, bound but not yet accepting.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener

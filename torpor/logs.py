@@ -1,0 +1,68 @@
+"""Structured logs on standard error: one line per event, `text` (key=value) or `json`.
+
+A log call has a constant message and its values in `extra`; both formats write those as fields. No secret, no address
+of a client and no SDP is logged above debug.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from torpor.config import LogSettings
+
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+}
+
+
+def configure(settings: LogSettings) -> None:
+    """Send every logger's lines through one handler. Replaces what was configured before."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
+    # Its start and stop messages repeat ours.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+    yield "time", datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    yield "level", record.levelname.lower()
+    yield "logger", record.name
+    yield "event", record.getMessage()
+    yield from ((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; a traceback is one string in `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        fields = dict(_fields(record))
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields, default=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """Time, then key=value; values with spaces, quotes or control characters are JSON strings. Tracebacks follow."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        (_, time), *rest = _fields(record)
+        line = " ".join([time, *(f"{name}={_text(value)}" for name, value in rest)])
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    plain = text and text.isprintable() and not any(c in text for c in ' "=')
+    return text if plain else orjson.dumps(text).decode()
