@@ -39,6 +39,26 @@ OFFERED_FEEDBACK: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What our own offers ask of a subscriber, per kind."""
 
+OFFERED_CODECS: Final[Mapping[str, tuple[sdp.Codec, ...]]] = {
+    "audio": (
+        sdp.Codec(111, "opus", 48000, 2, "minptime=10;useinbandfec=1"),
+        sdp.Codec(0, "PCMU", 8000),
+        sdp.Codec(8, "PCMA", 8000),
+    ),
+    "video": (
+        sdp.Codec(96, "VP8", 90000),
+        sdp.Codec(98, "VP9", 90000, parameters="profile-id=0"),
+        sdp.Codec(
+            102,
+            "H264",
+            90000,
+            parameters="level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
+        ),
+        sdp.Codec(45, "AV1", 90000),
+    ),
+}
+"""What we offer to receive when the client leaves the offer to us."""
+
 # The dependency descriptor is missing on purpose: it is not rewritten when packets are left out, and a browser freezes
 # on one that does not match what it receives (COD-3).
 EXTENSIONS: Final[Mapping[str, int]] = {

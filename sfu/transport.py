@@ -2,7 +2,9 @@
 
     NEW --first good check--> CONNECTING --DTLS done, fingerprint right--> CONNECTED <--checks--> DISCONNECTED
      |                            |                                            |                      |
-     '----------------------------+--- close_notify, failure, 30 s without a check, close() ----------'--> CLOSED
+     '----------------------------+--------- close_notify, failure, close() ---------------------------'--> CLOSED
+
+Sending stops 30 s after the last check (ICE-6); the session decides how much longer it waits for the peer to return.
 
 It joins `ice`, `dtls` and the data plane: validated tuples and keys go down to the plane, which moves the media.
 In: `receive_check`, `receive_dtls`, `handle_timeout`. Out: `datagrams_to_send`, `events_received`, `next_timeout`.
@@ -119,16 +121,17 @@ class Transport:
         if wanted_client != self._dtls.is_client and not changed:
             raise InvalidSessionDescription("setup changed without a new fingerprint or an ICE restart")
 
-    def apply_remote(self, remote: RemoteParameters, *, by_offer: bool, now: float) -> bool:
-        """Take the peer's parameters from a description that passed `check_remote`.
+    def credentials_for(self, remote: RemoteParameters) -> IceCredentials:
+        """What our answer to an offer must say: the current ones, or new ones when the offer restarts ICE (ICE-7)."""
+        known = self.remote
+        restarts = known is not None and (remote.ufrag, remote.pwd) != (known.ufrag, known.pwd)
+        return IceCredentials.generate() if restarts else self.agent.local
 
-        Returns:
-            True when the peer restarted ICE: our own credentials are new as well, route their ufrag (ICE-7).
-        """
+    def apply_remote(self, remote: RemoteParameters, credentials: IceCredentials, *, now: float) -> None:
+        """Take the peer's parameters from a description that passed `check_remote`, with our own that answer them."""
         known, self.remote = self.remote, remote
-        restarted = by_offer and known is not None and (remote.ufrag, remote.pwd) != (known.ufrag, known.pwd)
-        if restarted:
-            self.agent.restart(IceCredentials.generate())
+        if credentials is not self.agent.local:
+            self.agent.restart(credentials)
         if known is not None and set(remote.fingerprints) != set(known.fingerprints):
             # Another certificate is another association (RFC 8842 §4); the old one has nothing more to say.
             self._dtls = None
@@ -136,7 +139,6 @@ class Transport:
         if self._dtls is None and remote.setup is Setup.PASSIVE:
             self._start_dtls(is_client=True, now=now)
         self._take_keys(now)
-        return restarted
 
     def _start_dtls(self, *, is_client: bool, now: float) -> None:
         if is_client and self.agent.selected is None:
@@ -167,7 +169,6 @@ class Transport:
                         self._events.append(TransportDisconnected())
                 case StateChanged(IceState.FAILED):
                     self._plane.set_sending(self.id, False)
-                    self._end("consent expired", now)
 
     def _connected_by_ice(self, now: float) -> None:
         if self._keyed:
@@ -178,6 +179,7 @@ class Transport:
             self._start_dtls(is_client=True, now=now)
 
     def _enter_connected(self) -> None:
+        self._plane.set_sending(self.id, True)
         self.state = TransportState.CONNECTED
         self._events.append(TransportConnected())
 
@@ -217,7 +219,7 @@ class Transport:
             self._out += [(datagram, path) for datagram in self._dtls.datagrams_to_send()]
 
     def handle_timeout(self, now: float) -> None:
-        """Notice lost consent, resend handshake flights."""
+        """Notice missing checks, resend handshake flights."""
         if self.state is TransportState.CLOSED:
             return
         self.agent.handle_timeout(now)
