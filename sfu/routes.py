@@ -343,6 +343,7 @@ SessionIdPath = Annotated[str, Path(alias="sessionId", description="From `sessio
 _ERRORS: Mapping[int, str] = {
     400: "`decoding_error`: not JSON, or a field of the wrong type; the text names the field",
     401: "`unauthorized`: the bearer is missing or wrong",
+    403: "`forbidden`: a page of another origin",
     404: "`not_found`: no such app",
     406: "`invalid_params` or `invalid_session_description`",
     410: "`session_error`: the session expired, was closed or never existed; make a new one",

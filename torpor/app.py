@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 
 import torpor
 from sfu.errors import SfuError
+from sfu.gateway import GatewayPolicy, gateway_router
 from sfu.routes import VERSIONED, BearerCheck, BodyLimits, SessionApi, api_router
 from sfu.service import Sfu
 from sfu.throttle import CallThrottle
 from torpor.config import Settings
 from torpor.demo import demo_router
 from torpor.edge import Cors, Edge, envelope
+from torpor.events import events_router
 from torpor.figures import Figures
 from torpor.health import Health, health_router
 from torpor.openapi import document
@@ -27,6 +29,7 @@ from torpor.pages import page_routes
 logger = logging.getLogger("torpor.http")
 
 ERROR_CODES: Mapping[int, str] = {
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     406: "invalid_params",
@@ -57,24 +60,53 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_middleware(
-        Edge, cors=Cors(settings.http.cors_origins), metrics=figures.http, access_log=settings.http.access_log
+        Edge,
+        cors=cors_rules(settings),
+        health=health,
+        metrics=figures.http,
+        access_log=settings.http.access_log,
     )
     app.include_router(health_router(health, figures.collect))
     if sfu is not None:
-        add_media_routes(app, settings, sfu)
+        add_media_routes(app, settings, sfu, figures)
     if settings.demo_enabled:
         app.include_router(demo_router())
         app.router.routes.extend(page_routes())
     return app
 
 
-def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu) -> None:
-    """The session API, versioned and not, and the browser gateway if enabled."""
+def cors_rules(settings: Settings) -> dict[str, Cors]:
+    """Which paths scripts of other origins may call, and from which origins."""
+    api = Cors(settings.http.cors_origins)
+    rules = {f"{VERSIONED}/": api, "/apps/": api}
+    if settings.gateway_enabled:
+        rules[f"{settings.gateway.prefix}/"] = Cors(settings.gateway.allowed_origins)
+    return rules
+
+
+def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, figures: Figures) -> None:
+    """The session API, versioned and not, the app's events, and the browser gateway if enabled."""
     limits = BodyLimits(settings.http.body_max_bytes, settings.http.body_timeout)
     api = SessionApi(sfu, limits, CallThrottle(sfu.settings.calls_per_session_per_s))
     bearer = BearerCheck({app_id: secret.value for app_id, secret in settings.apps.items()})
     for base in (VERSIONED, ""):
         app.include_router(api_router(api, bearer, base=base))
+    app.include_router(events_router(sfu, settings.events, figures, bearer))
+    if settings.gateway_enabled:
+        app.include_router(gateway_router(api, gateway_policy(settings), lambda: ()))
+
+
+def gateway_policy(settings: Settings) -> GatewayPolicy:
+    """What the gateway needs of the settings; only when it is enabled."""
+    app_id = settings.gateway_app_id
+    return GatewayPolicy(
+        app_id=app_id,
+        secret=settings.apps[app_id].value,
+        prefix=settings.gateway.prefix,
+        lock=settings.gateway.lock,
+        allowed_origins=frozenset(settings.gateway.allowed_origins),
+        local_only=settings.development,
+    )
 
 
 def openapi_document(settings: Settings, sfu: Sfu) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The outermost ASGI layer: what every HTTP request meets, whatever route it takes.
 
-It answers preflights and adds CORS headers on API paths, turns an unforeseen exception into the JSON envelope, forbids
-type sniffing, refuses new work while draining, and counts. It keeps no request and reads no body.
+It answers preflights and adds CORS headers where scripts of other origins may call, turns an unforeseen exception into
+the JSON envelope, forbids type sniffing, lets a stopping server end its event streams, and counts. It reads no body.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -16,11 +17,11 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from torpor.health import Health
 from torpor.metrics import HttpMetrics
 
 logger = logging.getLogger("torpor.http")
 
-API_PREFIXES = ("/v1/", "/apps/")
 PREFLIGHT_MAX_AGE_S = 7200
 CLIENT_CLOSED_REQUEST = 499
 """Not sent: how a request whose client went away is counted."""
@@ -48,10 +49,9 @@ class Cors:
             return vary
         return [*vary, (b"access-control-allow-origin", origin.encode("latin-1"))]
 
-    def preflight_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
-        """Headers of the answer to an `OPTIONS` preflight."""
+    def preflight_headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer to an `OPTIONS` preflight has besides."""
         return [
-            *self.headers(origin),
             (b"access-control-allow-methods", b"GET, POST, PUT, OPTIONS"),
             (b"access-control-allow-headers", b"authorization, content-type"),
             (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_S).encode()),
@@ -63,7 +63,8 @@ class Edge:
 
     Args:
         app: what is wrapped.
-        cors: for API paths.
+        cors: by path prefix; paths with none of them are for pages of our own.
+        health: learns which answers must be ended when the server stops.
         metrics: counts requests by route, method and status, and their time.
         access_log: write a line per request.
         clock: monotonic seconds.
@@ -73,13 +74,15 @@ class Edge:
         self,
         app: ASGIApp,
         *,
-        cors: Cors,
+        cors: Mapping[str, Cors],
+        health: Health,
         metrics: HttpMetrics,
         access_log: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._cors = cors
+        self._health = health
         self._metrics = metrics
         self._access_log = access_log
         self._clock = clock
@@ -92,23 +95,31 @@ class Edge:
         started = self._clock()
         extra = [(b"x-content-type-options", b"nosniff")]
         origin = Headers(scope=scope).get("origin")
-        if is_api := scope["path"].startswith(API_PREFIXES):
-            extra += [*self._cors.headers(origin), (b"cache-control", b"no-store")]
+        cors = next((rule for prefix, rule in self._cors.items() if scope["path"].startswith(prefix)), None)
+        if cors is not None:
+            extra += [*cors.headers(origin), (b"cache-control", b"no-store")]
         status = 0
+        task = asyncio.current_task()
+        assert task is not None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                if Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
+                    self._health.streams.add(task)
             await send(message)
 
         try:
-            if is_api and scope["method"] == "OPTIONS":
-                extra = [(b"x-content-type-options", b"nosniff"), *self._cors.preflight_headers(origin)]
-                await respond(send_with_headers, 204)
+            if cors is not None and scope["method"] == "OPTIONS":
+                await respond(send_with_headers, 204, headers=cors.preflight_headers())
             else:
                 await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if not (self._health.draining and task in self._health.streams):
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientDisconnect:
             status = status or CLIENT_CLOSED_REQUEST
         except Exception:
@@ -117,6 +128,7 @@ class Edge:
                 raise  # the answer has begun: the server cuts the connection
             await respond(send_with_headers, 500, envelope("internal_error", "the server failed; its log says why"))
         finally:
+            self._health.streams.discard(task)
             self._record(scope, status or CLIENT_CLOSED_REQUEST, self._clock() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

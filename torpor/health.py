@@ -17,17 +17,18 @@ class Health:
 
     def __init__(self) -> None:
         self.draining = False
-        self.stopping = asyncio.Event()
-        """Set when answers without an end must end."""
+        self.streams: set[asyncio.Task[None]] = set()
+        """Requests whose answer ends only when somebody says so: server-sent events."""
 
     def drain(self) -> None:
         """`/healthz` says 503 from now on; everything else goes on."""
         self.draining = True
 
     def stop(self) -> None:
-        """No new connection is accepted any more."""
+        """End the answers that have no end; no new connection is accepted any more."""
         self.draining = True
-        self.stopping.set()
+        for stream in self.streams:
+            stream.cancel()
 
 
 def health_router(health: Health, collect: Callable[[], Iterable[Family]]) -> APIRouter:
