@@ -160,7 +160,9 @@ cdef inline bint loss_receive(LossList *l, int64_t ext_seq, int64_t now, bint re
         loss_discard_before(l, ext_seq - GAP_MAX)
         loss_squeeze(l)
     if gap > GAP_MAX or l.count + gap - loss_early_below(l, ext_seq) > MISSING_MAX:
-        loss_clear(l)
+        l.count = 0
+        l.alive = 0
+        loss_forget_early(l)
         return True
     if l.entries == NULL:
         l.entries = <Missing *>malloc(MISSING_MAX * sizeof(Missing))

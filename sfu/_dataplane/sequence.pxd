@@ -139,4 +139,5 @@ cdef inline int64_t map_drop(OutMap *m, int64_t ext_seq) noexcept nogil:
 
 cdef inline void map_switch(OutMap *m, int64_t ext_seq, bint skip) noexcept nogil:
     """SW-3: another source begins at `ext_seq`."""
-    map_begin(m, ext_seq, map_next_out(m) + (1 if skip and m.first >= 0 else 0))
+    cdef int64_t next_out = map_next_out(m)
+    map_begin(m, ext_seq, next_out + (1 if skip and next_out != m.out_start else 0))
