@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, HTTPException, Path
+from fastapi import APIRouter, Depends, Header, HTTPException, Path
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
@@ -116,13 +116,6 @@ class DemoRooms:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.rooms: dict[str, DemoRoom] = {}
         self._clock = clock
-        self._closed = False
-
-    def close(self) -> None:
-        """End every event stream, so that a server with open pages can stop at once."""
-        self._closed = True
-        for room in self.rooms.values():
-            room.announce()
 
     def join(self, room_name: str, request: JoinRequest) -> Member:
         """Add a member. Raises `HTTPException` (429) when the house or the room is full."""
@@ -163,7 +156,7 @@ class DemoRooms:
         room.listeners += 1
         try:
             sent = None
-            while not self._closed:
+            while True:
                 room.forget_silent(self._clock())
                 changed = room.changed
                 if (members := room.to_json()) != sent:
@@ -207,6 +200,12 @@ class DemoRooms:
             del self.rooms[room_name]
 
 
+async def _only_own_pages(sec_fetch_site: Annotated[str, Header()] = "none") -> None:
+    """Refuse requests that a page of another origin makes a visitor's browser send. Raises `HTTPException` (403)."""
+    if sec_fetch_site not in ("same-origin", "none"):
+        raise HTTPException(403, "Only the page of this server may use its rooms.")
+
+
 RoomName = Annotated[str, Path(min_length=1, max_length=64)]
 MemberToken = Annotated[str, Header(max_length=64)]
 
@@ -214,7 +213,7 @@ MemberToken = Annotated[str, Header(max_length=64)]
 def demo_router(rooms: DemoRooms | None = None) -> APIRouter:
     """Build the routes around `rooms`; without it, around an empty house of their own."""
     house = rooms or DemoRooms()
-    router = APIRouter(prefix="/demo/rooms/{room}", include_in_schema=False)
+    router = APIRouter(prefix="/demo/rooms/{room}", include_in_schema=False, dependencies=[Depends(_only_own_pages)])
 
     @router.post("/members", status_code=201)
     async def join(room: RoomName, request: JoinRequest) -> dict[str, str]:
