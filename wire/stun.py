@@ -485,6 +485,14 @@ def unknown_attributes(attributes: Sequence[int]) -> bytes:
     return struct.pack(f"!{len(attributes)}H", *attributes)
 
 
+def plain_address(address: tuple[str | IPAddress, int]) -> bytes:
+    """ALTERNATE-SERVER, or MAPPED-ADDRESS for clients of RFC 3489 (§14.1, §14.15)."""
+    ip, port = address
+    if isinstance(ip, str):
+        ip = ip_address(ip)
+    return struct.pack("!BBH", 0, _FAMILY_IPV4 if ip.version == 4 else _FAMILY_IPV6, port) + ip.packed
+
+
 def xor_address(address: tuple[str | IPAddress, int], transaction_id: bytes) -> bytes:
     """XOR-MAPPED-, XOR-PEER- or XOR-RELAYED-ADDRESS (§14.2). An IPv6 zone id is left out."""
     ip, port = address

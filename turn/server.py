@@ -1,0 +1,645 @@
+"""TurnServer: requests in, answers and relay decisions out (RFC 8656, RFC 8489 §9). No sockets, no clock.
+
+    server.receive_message(data, five_tuple, now)     # one STUN request of a client
+    server.receive_disconnect(five_tuple, now)        # a TCP or TLS connection ended
+    server.handle_timeout(now)
+    server.messages_to_send(); server.events_received(); server.next_timeout()
+
+Decisions go to the `RelayPlane` at once, so that what a reply promises is already so when it leaves. The data itself
+(Send, Data, ChannelData) never comes here: the plane has the tables it needs. Each handler keeps the order of its RFC
+section; a row id of the rule table stands beside each check.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import ClassVar
+
+from turn.allocation import LIFETIME_DEFAULT, Allocation, CloseReason, FiveTuple, Relay, Transport
+from turn.auth import Authenticated, Authenticator
+from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHANNEL_MIN, BindResult, ChannelTable
+from turn.errors import StunRefusal
+from turn.limits import Quota, SourceLimiter, TokenBucket
+from turn.permission import PERMISSION_LIFETIME, PermissionTable
+from turn.policy import PeerPolicy, Verdict
+from turn.ports import RelayPlane, RelayUsage
+from turn.relayports import PortPool
+from turn.settings import TurnSettings
+from wire import stun
+from wire.errors import StunAttributeError, StunError
+from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
+
+RESERVATION_LIFETIME = 30.0  # A15
+TRANSACTION_LIFETIME = 40.0  # S14
+TRANSACTIONS_MAX = 8192
+_SMALLEST_ALLOCATE_BYTES = 28  # X10: header and REQUESTED-TRANSPORT
+_UDP_PROTOCOL = 17
+_FAMILIES = {1: 4, 2: 6}
+
+_KNOWN_REQUIRED = frozenset(
+    {
+        Attr.MAPPED_ADDRESS,
+        Attr.USERNAME,
+        Attr.ERROR_CODE,
+        Attr.UNKNOWN_ATTRIBUTES,
+        Attr.CHANNEL_NUMBER,
+        Attr.LIFETIME,
+        Attr.XOR_PEER_ADDRESS,
+        Attr.DATA,
+        Attr.REALM,
+        Attr.NONCE,
+        Attr.XOR_RELAYED_ADDRESS,
+        Attr.REQUESTED_ADDRESS_FAMILY,
+        Attr.EVEN_PORT,
+        Attr.REQUESTED_TRANSPORT,
+        Attr.DONT_FRAGMENT,
+        Attr.PASSWORD_ALGORITHM,
+        Attr.USERHASH,
+        Attr.XOR_MAPPED_ADDRESS,
+        Attr.RESERVATION_TOKEN,
+        Attr.PRIORITY,
+        Attr.USE_CANDIDATE,
+    }
+)
+# V2 (RFC 8656 §21.4): a tunnel's endpoint would turn one packet of ours into two.
+_TUNNEL_CLIENTS = (ip_network("2002::/16"), ip_network("2001::/32"))
+
+Attributes = list[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationCreated:
+    """A client got relayed addresses."""
+
+    five_tuple: FiveTuple
+    username: str
+    relayed: tuple[TransportAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationClosed:
+    """An allocation ended, with what it carried."""
+
+    five_tuple: FiveTuple
+    username: str
+    reason: CloseReason
+    usage: RelayUsage
+
+
+Event = AllocationCreated | AllocationClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Where new clients are sent instead (R1)."""
+
+    servers: tuple[TransportAddress, ...]
+    domain: str = ""
+    """Certificate name, for clients over TLS."""
+
+
+@dataclass(slots=True)
+class _Reservation:
+    """A held odd port, waiting for its token (A15)."""
+
+    username: str
+    handle: int
+    local: TransportAddress
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAddress:
+    """An address of this host that relays are bound to."""
+
+    local: IPAddress
+    external: IPAddress
+    pool: PortPool
+
+
+class TurnServer:
+    """All allocations of one server. Single-threaded; one instance per process."""
+
+    def __init__(
+        self,
+        settings: TurnSettings,
+        authenticator: Authenticator,
+        policy: PeerPolicy,
+        plane: RelayPlane,
+        relay_addresses: list[RelayAddress],
+        *,
+        token_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._settings = settings
+        self._authenticator = authenticator
+        self._policy = policy
+        self._plane = plane
+        self._relay_addresses: dict[int, RelayAddress] = {a.local.version: a for a in reversed(relay_addresses)}
+        self._token_bytes = token_bytes
+        self._allocations: dict[FiveTuple, Allocation] = {}
+        self._reservations: dict[bytes, _Reservation] = {}
+        self._expiries: list[tuple[float, int, FiveTuple]] = []
+        self._sequence = 0
+        self._transactions: OrderedDict[tuple[FiveTuple, bytes], tuple[float, bytes]] = OrderedDict()
+        self._user_quota = Quota(settings.allocations_per_user)
+        self._source_quota = Quota(settings.allocations_per_source)
+        self._error_limiter = SourceLimiter(settings.errors_per_s, settings.errors_burst)
+        self._redirect: Redirect | None = None
+        self._draining = False
+        self._to_send: list[tuple[FiveTuple, bytes]] = []
+        self._events: list[Event] = []
+        for address in relay_addresses:
+            for ip in {address.local, address.external}:
+                plane.restrict_address(ip)
+        self._put_in_force(policy)
+
+    # Inputs.
+
+    def receive_message(self, data: bytes, five_tuple: FiveTuple, now: float) -> None:
+        """Handle one STUN message that is not data. At most one answer; anything unclear is dropped and counted.
+
+        Args:
+            data: one datagram, or one message cut out of the stream.
+            five_tuple: how it came; an IPv4-mapped address must have become IPv4 (V3).
+            now: monotonic clock, in seconds.
+        """
+        try:
+            message = stun.parse(data)
+        except StunError:
+            self.counters["malformed"] += 1
+            return
+        if message.message_class != MessageClass.REQUEST:
+            # A Binding indication keeps a NAT open and needs nothing (S13); the others are no business of a server.
+            self.counters["ignored"] += 1
+            return
+        answer = self._answer(message, five_tuple, now)
+        if answer is not None:
+            self._to_send.append((five_tuple, answer))
+
+    def receive_disconnect(self, five_tuple: FiveTuple, now: float) -> None:
+        """The client's TCP or TLS connection is gone, and its allocation with it (T3)."""
+        if (allocation := self._allocations.get(five_tuple)) is not None:
+            self._close(allocation, CloseReason.DISCONNECTED)
+
+    def handle_timeout(self, now: float) -> None:
+        """End what has expired. Call when `next_timeout` has come; earlier or later does no harm."""
+        while self._expiries and self._expiries[0][0] <= now:
+            due, _, five_tuple = heapq.heappop(self._expiries)
+            allocation = self._allocations.get(five_tuple)
+            if allocation is None:
+                continue
+            if allocation.scheduled_at == due:
+                allocation.scheduled_at = math.inf
+            self._expire(allocation, now)
+            if five_tuple in self._allocations:
+                self._schedule(allocation)
+        for token in [t for t, reservation in self._reservations.items() if reservation.expires_at <= now]:
+            self._release_reservation(token)
+        while self._transactions and next(iter(self._transactions.values()))[0] <= now:
+            self._transactions.popitem(last=False)
+
+    def revoke(self, username: str) -> None:
+        """End every allocation of `username` now."""
+        for allocation in [a for a in self._allocations.values() if a.username == username]:
+            self._close(allocation, CloseReason.REVOKED)
+
+    def reload_policy(self, policy: PeerPolicy, now: float) -> None:
+        """Put another filter in force; what it denies stops at once (D5)."""
+        for endpoint in self._policy.endpoints:
+            self._plane.deny_port(endpoint)
+        self._policy = policy
+        self._put_in_force(policy)
+        for allocation in self._allocations.values():
+            for relay in allocation.relays:
+                self._announce(relay)
+        for allocation in self._allocations.values():
+            for relay in allocation.relays:
+                for ip in relay.permissions.live(now):
+                    if policy.check(ip) is Verdict.DENIED:
+                        relay.permissions.remove(ip)
+                        self._plane.forbid(relay.handle, ip)
+
+    def drain(self, redirect: Redirect | None = None) -> None:
+        """Take no new allocations: 300 to `redirect`, else 508. Those that live go on (R1 to R3)."""
+        self._draining = True
+        self._redirect = redirect
+
+    def close(self) -> None:
+        """End everything. Idempotent."""
+        for allocation in list(self._allocations.values()):
+            self._close(allocation, CloseReason.SHUTDOWN)
+        for token in list(self._reservations):
+            self._release_reservation(token)
+        self._expiries.clear()
+        self._transactions.clear()
+
+    # Outputs.
+
+    def messages_to_send(self) -> list[tuple[FiveTuple, bytes]]:
+        """The answers since asked last."""
+        messages, self._to_send = self._to_send, []
+        return messages
+
+    def events_received(self) -> list[Event]:
+        """What happened since asked last."""
+        events, self._events = self._events, []
+        return events
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` has something to do."""
+        times = [reservation.expires_at for reservation in self._reservations.values()]
+        if self._expiries:
+            times.append(self._expiries[0][0])
+        if self._transactions:
+            times.append(next(iter(self._transactions.values()))[0])
+        return min(times, default=None)
+
+    def has_allocation(self, five_tuple: FiveTuple) -> bool:
+        """Whether this client holds one; a connection without is closed after a while (T2)."""
+        return five_tuple in self._allocations
+
+    def live_counts(self) -> dict[str, int]:
+        """Live objects by kind; all 0 after `close`."""
+        return {
+            "allocations": len(self._allocations),
+            "relays": sum(len(a.relays) for a in self._allocations.values()) + len(self._reservations),
+            "reservations": len(self._reservations),
+            "transactions": len(self._transactions),
+            "users": len(self._user_quota),
+            "sources": len(self._source_quota),
+        }
+
+    # Requests.
+
+    def _answer(self, message: Message, five_tuple: FiveTuple, now: float) -> bytes | None:
+        if message.method == Method.BINDING:
+            return self._answer_binding(message, five_tuple, now)
+        handler = self._HANDLERS.get(message.method)
+        over_udp = five_tuple.transport is Transport.UDP
+        if handler is None or (
+            over_udp and message.method == Method.ALLOCATE and len(message.raw) < _SMALLEST_ALLOCATE_BYTES
+        ):
+            self.counters["ignored"] += 1
+            return None
+        transaction = (five_tuple, message.transaction_id)
+        if over_udp and (known := self._transactions.get(transaction)) is not None and now < known[0]:
+            self.counters["retransmissions"] += 1
+            return known[1]
+
+        auth: Authenticated | None = None
+        try:
+            allocation = self._allocations.get(five_tuple)
+            auth = self._authenticator.authenticate(message, five_tuple, allocation, now)
+            if unknown := message.unknown_required(_KNOWN_REQUIRED):
+                raise StunRefusal(420, [(Attr.UNKNOWN_ATTRIBUTES, stun.unknown_attributes(unknown))])
+            if message.method != Method.ALLOCATE:
+                if allocation is None:
+                    raise StunRefusal(437)  # G1
+                if allocation.username != auth.credential.username:
+                    raise StunRefusal(441)  # G2
+            attributes = handler(self, message, five_tuple, auth, now)
+        except StunAttributeError:
+            answer = self._refuse(message, five_tuple, StunRefusal(400), auth, now)
+        except StunRefusal as refusal:
+            answer = self._refuse(message, five_tuple, refusal, auth, now)
+        else:
+            key, sha256_key = _signing_keys(auth)
+            answer = stun.success_response(message, attributes, key=key, sha256_key=sha256_key)
+            self.counters["accepted"] += 1
+        if over_udp and auth is not None and answer is not None:
+            if len(self._transactions) >= TRANSACTIONS_MAX:
+                self._transactions.popitem(last=False)
+            self._transactions[transaction] = (now + TRANSACTION_LIFETIME, answer)
+        return answer
+
+    def _refuse(
+        self, message: Message, five_tuple: FiveTuple, refusal: StunRefusal, auth: Authenticated | None, now: float
+    ) -> bytes | None:
+        self.counters[f"refused_{refusal.code}"] += 1
+        unproven = auth is None and five_tuple.transport is Transport.UDP
+        if unproven and not self._error_limiter.take(five_tuple.client.ip, now):
+            self.counters["errors_suppressed"] += 1  # X11
+            return None
+        key, sha256_key = _signing_keys(auth)
+        return stun.error_response(message, refusal.code, "", refusal.attributes, key=key, sha256_key=sha256_key)
+
+    def _answer_binding(self, message: Message, five_tuple: FiveTuple, now: float) -> bytes | None:
+        """S13: no authentication, no state. Over UDP the plane has answered already, but for the odd ones."""
+        if unknown := message.unknown_required(_KNOWN_REQUIRED):
+            refusal = StunRefusal(420, [(Attr.UNKNOWN_ATTRIBUTES, stun.unknown_attributes(unknown))])
+            return self._refuse(message, five_tuple, refusal, None, now)
+        mapped = stun.xor_address(five_tuple.client, message.transaction_id)
+        return stun.success_response(message, [(Attr.XOR_MAPPED_ADDRESS, mapped)])
+
+    def _allocate(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
+        """RFC 8656 §7.2."""
+        if five_tuple in self._allocations:
+            raise StunRefusal(437)  # A2
+        transport = message.uint(Attr.REQUESTED_TRANSPORT)
+        if transport is None:
+            raise StunRefusal(400)  # A3
+        if transport >> 24 != _UDP_PROTOCOL:
+            raise StunRefusal(442)  # A4, TC1: TCP relays are not offered
+        if Attr.MOBILITY_TICKET in message:
+            raise StunRefusal(405)  # M1
+        token = message.get(Attr.RESERVATION_TOKEN)
+        even_port = message.uint(Attr.EVEN_PORT, 1)
+        requested = message.uint(Attr.REQUESTED_ADDRESS_FAMILY)
+        additional = message.uint(Attr.ADDITIONAL_ADDRESS_FAMILY)
+        lifetime = message.uint(Attr.LIFETIME)
+        reserve = even_port is not None and even_port >= 0x80
+        if token is not None:
+            if len(token) != 8 or even_port is not None or requested is not None or additional is not None:
+                raise StunRefusal(400)  # A6
+            reservation = self._reservations.get(token)
+            # The token travels in clear text over UDP: only its owner may use it (A16).
+            if reservation is None or reservation.expires_at <= now or reservation.username != auth.credential.username:
+                raise StunRefusal(508)  # A7
+        if requested is not None and additional is not None:
+            raise StunRefusal(400)  # A8
+        if additional is not None and (additional >> 24 == 1 or reserve):
+            raise StunRefusal(400)  # A11
+        for family in (requested, additional):
+            if family is not None and family >> 24 not in _FAMILIES:
+                raise StunRefusal(440)  # A9
+        first = 4 if requested is None else _FAMILIES[requested >> 24]
+        if token is None and first not in self._relay_addresses:
+            raise StunRefusal(440)  # A9, A10
+
+        seconds_left = self._authenticator.seconds_left(auth.credential)
+        ends_at = None
+        if seconds_left is not None:
+            grace = 0.0 if auth.credential.strict_expiry else self._settings.session_max
+            ends_at = now + max(seconds_left, grace)
+        expires_at = self._expiry(lifetime, ends_at, now)
+        identity = auth.credential.quota_identity or f"{auth.credential.username}|{five_tuple.client.ip}"
+
+        with ExitStack() as undo:  # A24: whatever was taken is given back unless everything succeeds
+            if not self._user_quota.take(identity):
+                raise StunRefusal(486)  # A17
+            undo.callback(self._user_quota.release, identity)
+            if not self._source_quota.take(five_tuple.client.ip):
+                raise StunRefusal(486)  # X13
+            undo.callback(self._source_quota.release, five_tuple.client.ip)
+            if len(self._allocations) >= self._settings.allocations_max:
+                raise StunRefusal(508)  # A18
+            self._check_admission(five_tuple)
+            answer: Attributes = []
+            relays: list[Relay] = []
+            if token is not None:
+                reservation = self._reservations.pop(token)
+                undo.callback(self._reservations.__setitem__, token, reservation)
+                relays.append(self._relay(reservation.handle, reservation.local, expires_at))
+            else:
+                relays.append(self._open_relay(undo, first, expires_at, even=even_port is not None, pair=reserve))
+                if reserve:
+                    answer.append((Attr.RESERVATION_TOKEN, self._reserve(undo, relays[0], auth, now)))
+                if additional is not None:
+                    try:
+                        relays.append(self._open_relay(undo, 6, expires_at))
+                    except StunRefusal as refusal:  # A13
+                        failure = bytes((2, 0)) + stun.error_code(refusal.code)[2:]
+                        answer.append((Attr.ADDRESS_ERROR_CODE, failure))
+            allocation = Allocation(
+                five_tuple,
+                auth.credential,
+                identity,
+                relays,
+                ChannelTable(self._settings.channels_max),
+                TokenBucket(self._settings.new_peers_per_s, self._settings.new_peers_burst, now),
+                ends_at,
+            )
+            for relay in relays:
+                self._plane.start_relay(relay.handle, five_tuple, identity)
+            undo.pop_all()
+
+        self._allocations[five_tuple] = allocation
+        self._schedule(allocation)
+        for relay in relays:
+            self._announce(relay)
+        relayed = tuple(relay.external for relay in relays)
+        self._events.append(AllocationCreated(five_tuple, allocation.username, relayed))
+        return [
+            *((Attr.XOR_RELAYED_ADDRESS, stun.xor_address(address, message.transaction_id)) for address in relayed),
+            (Attr.LIFETIME, stun.uint32(round(expires_at - now))),
+            (Attr.XOR_MAPPED_ADDRESS, stun.xor_address(five_tuple.client, message.transaction_id)),
+            *answer,
+        ]
+
+    def _refresh(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
+        """RFC 8656 §8.2."""
+        allocation = self._allocations[five_tuple]
+        lifetime = message.uint(Attr.LIFETIME)
+        family = message.uint(Attr.REQUESTED_ADDRESS_FAMILY)
+        relays = [r for r in allocation.relays if family is None or r.version == _FAMILIES.get(family >> 24)]
+        if not relays:
+            raise StunRefusal(443)  # RF3
+        if lifetime == 0:
+            if len(relays) == len(allocation.relays):
+                self._close(allocation, CloseReason.DELETED)
+            else:
+                for relay in relays:
+                    allocation.relays.remove(relay)
+                    self._close_relay(relay)
+            return [(Attr.LIFETIME, stun.uint32(0))]  # RF1
+        expires_at = self._expiry(lifetime, allocation.ends_at, now)
+        for relay in relays:
+            relay.expires_at = expires_at
+        self._schedule(allocation)
+        return [(Attr.LIFETIME, stun.uint32(round(expires_at - now)))]  # RF2
+
+    def _create_permission(
+        self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float
+    ) -> Attributes:
+        """RFC 8656 §10.2. All addresses or none (P3)."""
+        allocation = self._allocations[five_tuple]
+        values = message.get_all(Attr.XOR_PEER_ADDRESS)
+        peers = [stun.parse_xor_address(value, message.transaction_id) for value in values]
+        addresses = [peer.ip for peer in peers if peer is not None]
+        if not peers or len(addresses) != len(peers):
+            raise StunRefusal(400)
+        for relay, ips in self._admit_peers(allocation, addresses, now):
+            for ip in ips:
+                self._permit(relay, ip, now + PERMISSION_LIFETIME)
+        return []
+
+    def _channel_bind(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
+        """RFC 8656 §12.2."""
+        allocation = self._allocations[five_tuple]
+        number = message.uint(Attr.CHANNEL_NUMBER)
+        peer = message.address(Attr.XOR_PEER_ADDRESS)
+        highest = CHANNEL_MAX_RFC5766 if self._settings.rfc5766_channel_numbers else CHANNEL_MAX
+        if number is None or peer is None or peer.port == 0 or not CHANNEL_MIN <= number >> 16 <= highest:
+            raise StunRefusal(400)  # C1, C2; the lower half is reserved and ignored
+        number >>= 16
+        bindable = allocation.channels.check(number, peer, now)
+        if bindable is BindResult.CLASH:
+            raise StunRefusal(400)
+        if allocation.relay_for(peer.ip) is not None and not self._policy.check_endpoint(peer):
+            raise StunRefusal(403)
+        if bindable is BindResult.FULL:
+            raise StunRefusal(508)
+        for relay, (ip, *_) in self._admit_peers(allocation, [peer.ip], now):
+            binding = allocation.channels.bind(number, peer, now)
+            self._plane.bind_channel(relay.handle, number, peer, binding.expires_at)
+            extended = self._settings.channel_extends_permission  # P6
+            self._permit(relay, ip, now + (CHANNEL_LIFETIME if extended else PERMISSION_LIFETIME))  # C3
+        return []
+
+    # One per method; nothing else is answered (S2).
+    _HANDLERS: ClassVar[dict[int, Callable[[TurnServer, Message, FiveTuple, Authenticated, float], Attributes]]] = {
+        Method.ALLOCATE: _allocate,
+        Method.REFRESH: _refresh,
+        Method.CREATE_PERMISSION: _create_permission,
+        Method.CHANNEL_BIND: _channel_bind,
+    }
+
+    # Steps that requests share.
+
+    def _put_in_force(self, policy: PeerPolicy) -> None:
+        self._plane.deny_peer_ports(policy.denied_ports)
+        for endpoint in policy.endpoints:
+            self._plane.restrict_address(endpoint.ip)
+            self._plane.allow_port(endpoint)
+
+    def _check_admission(self, five_tuple: FiveTuple) -> None:
+        client = five_tuple.client.ip
+        if any(client in network for network in _TUNNEL_CLIENTS):
+            raise StunRefusal(403)  # A19, V2
+        if not self._draining:
+            return
+        if self._redirect is not None:
+            for server in self._redirect.servers:
+                if server.ip.version == client.version:
+                    attributes = [(Attr.ALTERNATE_SERVER, stun.plain_address(server))]
+                    if five_tuple.transport is Transport.TLS and self._redirect.domain:
+                        attributes.append((Attr.ALTERNATE_DOMAIN, self._redirect.domain.encode()))
+                    raise StunRefusal(300, attributes)
+        raise StunRefusal(508)
+
+    def _expiry(self, lifetime: int | None, ends_at: float | None, now: float) -> float:
+        """A21: the lifetime asked for, within [600 s, maximum], and never beyond the credential's."""
+        granted = max(LIFETIME_DEFAULT, min(lifetime or LIFETIME_DEFAULT, self._settings.lifetime_max))
+        return now + granted if ends_at is None else min(now + granted, max(ends_at, now))
+
+    def _admit_peers(
+        self, allocation: Allocation, ips: list[IPAddress], now: float
+    ) -> list[tuple[Relay, list[IPAddress]]]:
+        """P3: the addresses by relay, after every check; nothing is changed when one fails."""
+        by_version: dict[int, list[IPAddress]] = {}
+        for ip in ips:
+            if allocation.relay_for(ip) is None:
+                raise StunRefusal(443)
+            by_version.setdefault(ip.version, []).append(ip)
+        if any(self._policy.check(ip) is Verdict.DENIED for ip in ips):
+            raise StunRefusal(403)
+        admitted = [(relay, by_version[relay.version]) for relay in allocation.relays if relay.version in by_version]
+        new = [relay.permissions.new_among(addresses, now) for relay, addresses in admitted]
+        if not all(relay.permissions.has_room(n, now) for (relay, _), n in zip(admitted, new, strict=True)):
+            raise StunRefusal(508)  # X14
+        if not allocation.new_peers.take(sum(new), now):
+            raise StunRefusal(508)  # X15
+        return admitted
+
+    def _permit(self, relay: Relay, ip: IPAddress, expires_at: float) -> None:
+        self._plane.permit(relay.handle, ip, relay.permissions.install(ip, expires_at))
+
+    # Relays.
+
+    def _open_relay(
+        self, undo: ExitStack, version: int, expires_at: float, *, even: bool = False, pair: bool = False
+    ) -> Relay:
+        """A bound relay socket of the family; raises 440 or 508."""
+        address = self._relay_addresses.get(version)
+        if address is None:
+            raise StunRefusal(440)
+        for attempts, port in enumerate(address.pool.candidates(even=even, pair=pair)):
+            local = TransportAddress(address.local, port)
+            handle = self._plane.open_relay(local)
+            if handle is not None:
+                relay = self._relay(handle, local, expires_at)
+                address.pool.take(port)
+                undo.callback(self._close_relay, relay)
+                return relay
+            if attempts >= 8:  # A22: another process holds a port now and then, not nine in a row
+                break
+        raise StunRefusal(508)
+
+    def _reserve(self, undo: ExitStack, relay: Relay, auth: Authenticated, now: float) -> bytes:
+        """Hold the port above `relay`'s and return its token (A15)."""
+        local = TransportAddress(relay.local.ip, relay.local.port + 1)
+        handle = self._plane.open_relay(local)
+        if handle is None:
+            raise StunRefusal(508)
+        self._relay_addresses[relay.version].pool.take(local.port)
+        token = self._token_bytes(8)
+        username = auth.credential.username
+        self._reservations[token] = _Reservation(username, handle, local, now + RESERVATION_LIFETIME)
+        undo.callback(self._release_reservation, token)
+        return token
+
+    def _relay(self, handle: int, local: TransportAddress, expires_at: float) -> Relay:
+        external = TransportAddress(self._relay_addresses[local.ip.version].external, local.port)
+        return Relay(handle, local, external, expires_at, PermissionTable(self._settings.permissions_max))
+
+    def _announce(self, relay: Relay) -> None:
+        """From now on other clients of this server may name it as peer (X8)."""
+        for address in {relay.local, relay.external}:
+            self._policy.relay_opened(address)
+            self._plane.allow_port(address)
+
+    def _close_relay(self, relay: Relay) -> RelayUsage:
+        for address in {relay.local, relay.external}:
+            self._policy.relay_closed(address)
+            self._plane.deny_port(address)
+        usage = self._plane.close_relay(relay.handle)
+        self._relay_addresses[relay.version].pool.release(relay.local.port)
+        return usage
+
+    def _release_reservation(self, token: bytes) -> None:
+        reservation = self._reservations.pop(token)
+        self._plane.close_relay(reservation.handle)
+        self._relay_addresses[reservation.local.ip.version].pool.release(reservation.local.port)
+
+    # Ends.
+
+    def _schedule(self, allocation: Allocation) -> None:
+        """Keep one entry in the heap that is not later than the next expiry; a renewal moves it when it comes due."""
+        soonest = min(relay.expires_at for relay in allocation.relays)
+        if soonest < allocation.scheduled_at:
+            self._sequence += 1
+            heapq.heappush(self._expiries, (soonest, self._sequence, allocation.five_tuple))
+            allocation.scheduled_at = soonest
+
+    def _expire(self, allocation: Allocation, now: float) -> None:
+        expired = [relay for relay in allocation.relays if relay.expires_at <= now]
+        if len(expired) == len(allocation.relays):
+            ended = allocation.ends_at is not None and allocation.ends_at <= now
+            self._close(allocation, CloseReason.CREDENTIAL_ENDED if ended else CloseReason.EXPIRED)
+            return
+        for relay in expired:
+            allocation.relays.remove(relay)
+            self._close_relay(relay)
+
+    def _close(self, allocation: Allocation, reason: CloseReason) -> None:
+        del self._allocations[allocation.five_tuple]
+        totals = [self._close_relay(relay) for relay in allocation.relays]
+        usage = RelayUsage(*map(sum, zip(*totals, strict=True)))
+        self._user_quota.release(allocation.quota_identity)
+        self._source_quota.release(allocation.five_tuple.client.ip)
+        self._events.append(AllocationClosed(allocation.five_tuple, allocation.username, reason, usage))
+
+
+def _signing_keys(auth: Authenticated | None) -> tuple[bytes | None, bytes | None]:
+    """I8: SHA-1 or SHA-256, as the request chose; replies to strangers are not signed."""
+    if auth is None:
+        return None, None
+    return (None, auth.key) if auth.sha256 else (auth.key, None)
