@@ -27,7 +27,7 @@ class CallThrottle:
             self._sweep_at = now + 1.0
         whole_at = max(self._whole_at.get(key, now), now) + self._interval
         # The tolerance absorbs rounding, so that exactly `rate` calls fit one instant.
-        if whole_at - now > 1.0 + self._interval / 2:
+        if whole_at - now > 1.0 + 1e-6:
             return False
         self._whole_at[key] = whole_at
         return True

@@ -56,9 +56,9 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.add_exception_handler(SfuError, _on_sfu_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(SfuError, on_sfu_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_middleware(
         Edge,
         cors=cors_rules(settings),
@@ -114,7 +114,8 @@ def openapi_document(settings: Settings, sfu: Sfu) -> dict[str, Any]:
     return document(build_app(settings, sfu, health=Health(), figures=Figures(sfu)))
 
 
-async def _on_sfu_error(request: Request, error: Exception) -> Response:
+async def on_sfu_error(request: Request, error: Exception) -> Response:
+    """Errors of the media side carry their status and code."""
     assert isinstance(error, SfuError)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("request failed", exc_info=error)
@@ -122,13 +123,15 @@ async def _on_sfu_error(request: Request, error: Exception) -> Response:
     return _error(error.status, error.code, error.description, headers)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Unknown routes, wrong methods and what handlers refuse by status."""
     assert isinstance(error, HTTPException)
     code = ERROR_CODES.get(error.status_code, "internal_error" if error.status_code >= 500 else "invalid_params")
     return _error(error.status_code, code, str(error.detail), error.headers)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Parameters that FastAPI checked: only the first problem, as for bodies."""
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     where = ".".join(str(step) for step in problem["loc"])
