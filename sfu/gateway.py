@@ -16,12 +16,12 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -36,6 +36,9 @@ from sfu.throttle import CallThrottle
 
 SESSIONS_PER_ADDRESS_PER_S = 20.0
 """New sessions of one client address: the one call here that needs no cookie."""
+
+AUTHORITY = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[^:@/\[\]]+))(?::[0-9]*)?\Z")
+"""A `Host` header in lower case: RFC 9110 §7.2, no user information."""
 
 IceServers = Callable[[], Sequence[Mapping[str, Any]]]
 
@@ -174,14 +177,16 @@ def check_origin(request: Request, policy: GatewayPolicy) -> None:
     if origin is None:
         same = request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
     else:
-        same = urlsplit(origin.lower()).netloc == host
+        same = bool(host) and origin.lower().partition("://")[2] == host
     if not same:
         raise HTTPException(HTTPStatus.FORBIDDEN, "pages of this origin may not use the gateway")
 
 
 def is_local_name(host: str) -> bool:
     """Whether a `Host` header, with or without port, names this machine: `localhost` or a loopback address."""
-    name = urlsplit(f"//{host}").hostname or ""
+    if not (match := AUTHORITY.match(host)):
+        return False
+    name = match["literal"] or match["name"]
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -214,8 +219,9 @@ def is_valid_token(token: str, session_id: str, secret: str) -> bool:
         return False
 
 
-def _sign(text: str, secret: str) -> str:
-    return _encode(hmac.digest(secret.encode(), text.encode(), hashlib.sha256))
+def _sign(text: str, secret: str | bytes) -> str:
+    key = secret.encode() if isinstance(secret, str) else secret
+    return _encode(hmac.digest(key, text.encode(), hashlib.sha256))
 
 
 def _encode(data: bytes) -> str:
@@ -232,7 +238,7 @@ def _is_plain_local(request: Request) -> bool:
     Nothing is lost there: the cookie does not leave the machine. Any other plain HTTP is taken for the inside of a
     proxy that speaks TLS.
     """
-    return request.url.scheme == "http" and is_local_name(request.headers.get("host", "").lower())
+    return request.scope["scheme"] == "http" and is_local_name(request.headers.get("host", "").lower())
 
 
 def _network(request: Request) -> str:
