@@ -20,9 +20,8 @@ const SCREEN_ENCODING = [{ maxBitrate: 2_500_000 }];
 export class Call extends EventTarget {
   #room;
   #client = new RealtimeClient();
-  #source;
-  #camera = null;
-  #black = null;
+  #audio;
+  #video;
   #published = new Map();
   #subscriptions = new Map();
   #screen = null;
@@ -46,7 +45,10 @@ export class Call extends EventTarget {
     this.muted = false;
     this.cameraOff = false;
     this.people = [];
-    this.#source = source;
+    this.fromCamera = source.fromCamera;
+    this.notice = source.notice;
+    this.#audio = source.audio;
+    this.#video = source.video;
     this.#room = new Room(room, name);
     this.#room.addEventListener("members", () => this.#membersChanged());
     this.#room.addEventListener("offline", () => this.dispatchEvent(new Event("state")));
@@ -56,20 +58,12 @@ export class Call extends EventTarget {
       this.dispatchEvent(new Event("state"));
     });
     this.#client.addEventListener("statechange", () => this.dispatchEvent(new Event("state")));
-    this.#publish("camera", source.video, CAMERA_LAYERS);
-    this.#publish("microphone", source.audio);
+    this.#publish("camera", source.video.track, CAMERA_LAYERS);
+    this.#publish("microphone", source.audio.track);
   }
 
   get state() {
     return this.#client.state === "connected" && !this.#room.online ? "unreachable" : this.#client.state;
-  }
-
-  get notice() {
-    return this.#source.notice;
-  }
-
-  get fromCamera() {
-    return this.#source.kind === "camera";
   }
 
   get peerConnection() {
@@ -78,7 +72,7 @@ export class Call extends EventTarget {
 
   /** What the own camera tile shows. */
   get picture() {
-    return this.#camera?.track ?? this.#source.video;
+    return this.#video.track;
   }
 
   /** The screen's track while it is shared, else null. */
@@ -97,10 +91,7 @@ export class Call extends EventTarget {
   leave() {
     this.#room.leave();
     this.#client.close();
-    this.#source.stop();
-    this.#camera?.stop();
-    this.#black?.stop();
-    this.#screen?.stop();
+    for (const source of [this.#audio, this.#video, this.#screen]) source?.stop();
   }
 
   // ---- own tracks ----
@@ -108,33 +99,28 @@ export class Call extends EventTarget {
   setMuted(muted) {
     this.muted = muted;
     // A disabled track sends silence, so others need no negotiation and the server sees it alive.
-    this.#source.audio.enabled = !muted;
+    this.#audio.track.enabled = !muted;
     this.#announce();
   }
 
   /** Off means off: the device is released and a black picture takes its place. */
   async setCameraOff(off) {
-    const publication = this.#published.get("camera");
-    if (off) {
-      this.#black ??= openBlack();
-      this.cameraOff = true;
-      this.#announce();
-      await publication.replaceTrack(this.#black.track);
-      this.#camera?.stop();
-      this.#source.video.stop();
-      return;
-    }
-    try {
-      this.#camera = this.fromCamera ? await openCamera() : openPicture(this.name);
-    } catch (error) {
-      this.#tell(explain(error));
-      this.#camera = openPicture(this.name);
-    }
-    await publication.replaceTrack(this.#camera.track);
-    this.#black?.stop();
-    this.#black = null;
-    this.cameraOff = false;
+    const before = this.#video;
+    this.#video = off ? openBlack() : await this.#openPicture();
+    this.cameraOff = off;
     this.#announce();
+    await this.#published.get("camera").replaceTrack(this.#video.track);
+    before.stop();
+  }
+
+  async #openPicture() {
+    if (!this.fromCamera) return openPicture(this.name);
+    try {
+      return await openCamera();
+    } catch (error) {
+      this.dispatchEvent(new CustomEvent("notice", { detail: explain(error) }));
+      return openPicture(this.name);
+    }
   }
 
   async shareScreen() {
@@ -145,7 +131,8 @@ export class Call extends EventTarget {
       this.#publish("screen", screen.track, SCREEN_ENCODING);
       this.dispatchEvent(new Event("presence"));
     } catch (error) {
-      if (error.name !== "NotAllowedError") this.#tell("This browser cannot share a screen here.");
+      if (error.name === "NotAllowedError") return; // the person changed their mind
+      this.dispatchEvent(new CustomEvent("notice", { detail: "This browser cannot share a screen here." }));
     }
   }
 
@@ -182,10 +169,6 @@ export class Call extends EventTarget {
     for (const [source, { address, kind }] of this.#published) if (address) tracks.push({ ...address, kind, source });
     this.#room.announce({ tracks, muted: this.muted, cameraOff: this.cameraOff });
     this.dispatchEvent(new Event("presence"));
-  }
-
-  #tell(text) {
-    this.dispatchEvent(new CustomEvent("notice", { detail: text }));
   }
 
   // ---- the others' tracks ----

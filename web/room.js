@@ -16,6 +16,8 @@ export class Room extends EventTarget {
   #presence = { tracks: [], muted: false, cameraOff: false };
   #events = null;
   #timer = null;
+  #beating = false;
+  #news = false;
   #left = false;
 
   constructor(name, displayName) {
@@ -30,18 +32,20 @@ export class Room extends EventTarget {
 
   /** Enter the room; throws `JoinRefused` with a sentence for the person, or a TypeError when nobody answers. */
   async join() {
+    this.#news = false;
     const response = await this.#send("POST", "/members", { name: this.#displayName, ...this.#presence });
     const answer = await response.json().catch(() => ({}));
-    if (!response.ok) throw new JoinRefused(answer.errorDescription ?? sentence(answer.detail));
+    if (!response.ok) throw new JoinRefused(answer.errorDescription ?? "The server did not let you in.");
     this.memberId = answer.memberId;
     this.#token = answer.token;
     this.#listen();
-    this.#schedule();
+    this.#schedule(this.#news ? 0 : HEARTBEAT_MS);
   }
 
   /** Tell the others about changed tracks or a changed state. */
   announce(presence) {
     this.#presence = { ...this.#presence, ...presence };
+    this.#news = true;
     if (this.memberId) this.#beat();
   }
 
@@ -73,18 +77,24 @@ export class Room extends EventTarget {
     if (!this.#left) this.#timer = setTimeout(() => this.#beat(), ms);
   }
 
+  /** One request at a time: the server must not get an older presence after a newer one. */
   async #beat() {
+    if (this.#beating || this.#left) return;
+    this.#beating = true;
     clearTimeout(this.#timer);
+    let wait = HEARTBEAT_MS;
     try {
+      this.#news = false;
       const response = await this.#send("PUT", `/members/${this.memberId}`, this.#presence);
       // A restarted server knows nobody.
-      if (response.status === 404 && !this.#left) return await this.join();
-      if (this.#events.readyState === EventSource.CLOSED && !this.#left) this.#listen();
-      this.#schedule();
+      if (response.status === 404 && !this.#left) await this.join();
+      else if (this.#events.readyState === EventSource.CLOSED && !this.#left) this.#listen();
     } catch {
       this.#setOnline(false);
-      this.#schedule(RETRY_MS);
+      wait = RETRY_MS;
     }
+    this.#beating = false;
+    this.#schedule(this.#news ? 0 : wait);
   }
 
   #setOnline(online) {
@@ -99,5 +109,3 @@ export class Room extends EventTarget {
     return fetch(this.#url + path, { method, headers, body: body && JSON.stringify(body), keepalive: method === "DELETE" });
   }
 }
-
-const sentence = (detail) => (typeof detail === "string" ? detail : "The server did not let you in.");

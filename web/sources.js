@@ -1,7 +1,8 @@
 /**
  * Where the pictures and sounds of this page come from: camera and microphone, the screen, or a drawn stand-in.
  *
- * Every source is `{ kind, audio, video, notice, stop }`; `notice` is a sentence for the person, or null.
+ * One source is `{ track, stop }`. Camera and microphone, or their stand-ins, come as `{ audio, video, fromCamera,
+ * notice }`, where `notice` is a sentence for the person, or null.
  */
 
 const CAMERA = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 24, max: 30 } };
@@ -35,29 +36,20 @@ export async function openDevices(name) {
 
 /** A drawn picture and a soft tone: needs no device and no permission. */
 export function openSynthetic(name) {
-  const picture = drawnTrack(24, (context, seconds) => drawWaves(context, seconds, name));
-  const tone = toneTrack(name);
-  return {
-    kind: "synthetic",
-    notice: null,
-    audio: tone.track,
-    video: picture.track,
-    stop: () => (picture.stop(), tone.stop()),
-  };
+  return { audio: openTone(name), video: openPicture(name), fromCamera: false, notice: null };
 }
 
 /** The camera alone, for turning it on again. Throws what `getUserMedia` throws. */
 export async function openCamera() {
-  const [track] = (await navigator.mediaDevices.getUserMedia({ video: CAMERA })).getVideoTracks();
-  return { track, stop: () => track.stop() };
+  return fromDevice((await navigator.mediaDevices.getUserMedia({ video: CAMERA })).getVideoTracks()[0]);
 }
 
-/** The waves alone. */
-export const openPicture = (name) => drawnTrack(24, (context, seconds) => drawWaves(context, seconds, name));
+/** Waves under a wandering moon, in the colours of the name. */
+export const openPicture = (name) => draw(24, (context, seconds) => drawWaves(context, seconds, name));
 
 /** One black frame a second in place of a camera: the server collects tracks that send nothing for 30 s. */
 export function openBlack() {
-  return drawnTrack(1, (context, seconds) => {
+  return draw(1, (context, seconds) => {
     context.fillStyle = seconds % 2 < 1 ? "#000000" : "#010101";
     context.fillRect(0, 0, SIZE.width, SIZE.height);
   });
@@ -65,9 +57,10 @@ export function openBlack() {
 
 /** The screen, a window or a tab, as the person picks it. Throws what `getDisplayMedia` throws. */
 export async function openScreen() {
-  const [track] = (await navigator.mediaDevices.getDisplayMedia({ video: { frameRate: { max: 15 } } })).getVideoTracks();
-  track.contentHint = "detail";
-  return { track, stop: () => track.stop() };
+  const stream = await navigator.mediaDevices.getDisplayMedia({ video: { frameRate: { max: 15 } } });
+  const screen = fromDevice(stream.getVideoTracks()[0]);
+  screen.track.contentHint = "detail";
+  return screen;
 }
 
 /** A sentence for an error of `getUserMedia` or `getDisplayMedia`. */
@@ -87,31 +80,26 @@ export function explain(error) {
   }
 }
 
+const fromDevice = (track) => ({ track, stop: () => track.stop() });
+
 function complete(stream, name, notice) {
   const [audio] = stream.getAudioTracks();
   const [video] = stream.getVideoTracks();
-  const tone = audio ? null : toneTrack(name);
-  const picture = video ? null : openPicture(name);
   return {
-    kind: video ? "camera" : "synthetic",
+    audio: audio ? fromDevice(audio) : openTone(name),
+    video: video ? fromDevice(video) : openPicture(name),
+    fromCamera: Boolean(video),
     notice,
-    audio: audio ?? tone.track,
-    video: video ?? picture.track,
-    stop: () => {
-      stream.getTracks().forEach((track) => track.stop());
-      tone?.stop();
-      picture?.stop();
-    },
   };
 }
 
 /** Paced by a worker: neither `requestAnimationFrame` nor the page's timers keep running in a background tab. */
-function drawnTrack(framesPerSecond, draw) {
+function draw(framesPerSecond, drawFrame) {
   const canvas = Object.assign(document.createElement("canvas"), SIZE);
   const context = canvas.getContext("2d", { alpha: false });
   const [track] = canvas.captureStream(framesPerSecond).getVideoTracks();
   const ticker = new Worker(new URL("ticker.js", import.meta.url));
-  const paint = () => draw(context, performance.now() / 1000);
+  const paint = () => drawFrame(context, performance.now() / 1000);
   ticker.onmessage = paint;
   ticker.postMessage(1000 / framesPerSecond);
   paint();
@@ -161,7 +149,7 @@ function drawWaves(context, seconds, name) {
 }
 
 /** A sine that breathes in and out every four seconds, so that it can stay on without being a nuisance. */
-function toneTrack(name) {
+export function openTone(name) {
   const context = new AudioContext();
   const tone = new OscillatorNode(context, { frequency: 180 + (hueOf(name) % 12) * 20 });
   const breath = new OscillatorNode(context, { frequency: 0.25 });
