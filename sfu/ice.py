@@ -36,6 +36,7 @@ ADDRESSES_MAX: Final = 4096
 
 _ALPHABET: Final = string.ascii_letters + string.digits  # ice-char without "+" and "/", which paths and logs dislike
 _KNOWN: Final = frozenset({Attr.USERNAME, Attr.MESSAGE_INTEGRITY, Attr.PRIORITY, Attr.USE_CANDIDATE})
+_BINDING_ERROR: Final = b"\x01\x11"
 
 # Socket index, remote host, remote port: as the data plane names a tuple.
 Path: TypeAlias = tuple[int, str, int]
@@ -149,7 +150,9 @@ class IceLiteAgent:
         self._previous: IceCredentials | None = None
         self._tuples: list[Path] = []  # oldest first
         self._nomination = -1
-        self._bucket = TokenBucket(CHECKS_PER_SESSION_PER_S, CHECKS_PER_SESSION_PER_S, now)
+        # Two budgets: whoever guesses or overhears a ufrag cannot starve the checks of the tuples in use.
+        self._known_checks = TokenBucket(CHECKS_PER_SESSION_PER_S, CHECKS_PER_SESSION_PER_S, now)
+        self._new_checks = TokenBucket(CHECKS_PER_SESSION_PER_S, CHECKS_PER_SESSION_PER_S, now)
         self._consent_at = now
         self._events: list[IceEvent] = []
 
@@ -178,7 +181,8 @@ class IceLiteAgent:
         Returns:
             The reply to send back to `path`, or None to stay silent: above the budget.
         """
-        if not self._bucket.take(now):
+        budget = self._known_checks if path in self._tuples else self._new_checks
+        if not budget.take(now):
             return None
         credentials = self.local if ufrag == self.local.ufrag else self._previous
         if credentials is None or ufrag != credentials.ufrag:
@@ -305,10 +309,12 @@ class CheckGate:
         if not self._strangers.take(path[1], now):
             return None
         incomplete = username is None or not message.has_integrity
-        return self.limit_error(stun.error_response(message, 400 if incomplete else 401), data, path, now)
+        return self.limit_errors(stun.error_response(message, 400 if incomplete else 401), data, path, now)
 
-    def limit_error(self, reply: bytes, request: bytes, path: Path, now: float) -> bytes | None:
-        """`reply` if it is no longer than the request and within the address's budget, else None."""
+    def limit_errors(self, reply: bytes | None, request: bytes, path: Path, now: float) -> bytes | None:
+        """`reply`; but an error only if it is no longer than the request and within the address's budget."""
+        if reply is None or reply[:2] != _BINDING_ERROR:
+            return reply
         if len(reply) > len(request) or not self._error_replies.take(path[1], now):
             return None
         return reply

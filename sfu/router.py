@@ -114,6 +114,31 @@ class Router:
         for remote in source.subscribers:
             self.connect(remote)
 
+    # -- what the plane tells -------------------------------------------------------------------------------------
+
+    def stream_started(self, track: LocalTrack, rid: str, ssrc: int) -> bool:
+        """A layer sent its first packet. True when it is the track's first."""
+        first = not track.started
+        track.started = True
+        track.stalled_at = None
+        if rid not in track.live and rid in track.rids:
+            track.live[rid] = ssrc
+            self._reconsider(track)
+        else:
+            track.live[rid] = ssrc
+        return first
+
+    def stream_ended(self, track: LocalTrack, ssrc: int) -> None:
+        """A layer said BYE (RTCP-5)."""
+        for rid in [rid for rid, known in track.live.items() if known == ssrc]:
+            del track.live[rid]
+            self._reconsider(track)
+
+    def _reconsider(self, track: LocalTrack) -> None:
+        for remote in track.subscribers:
+            if remote.preference is not None and remote.preference.preferred_rid:
+                self.connect(remote)
+
 
 def cname_of(session_id: str) -> str:
     """One CNAME and one stream per publishing session, so that a receiver keeps its tracks in sync (SDP-6)."""
@@ -139,7 +164,7 @@ def choose_layer(source: LocalTrack, preference: SimulcastPreference | None) -> 
     if preference is None or preference.preferred_rid not in source.rids:
         return ""
     preferred = preference.preferred_rid
-    if preferred in source.live_rids or preference.rid_not_available is Ordering.NONE:
+    if preferred in source.live or preference.rid_not_available is Ordering.NONE:
         return preferred
-    live = sorted(source.live_rids)
+    live = sorted(source.live)
     return next((rid for rid in live if rid > preferred), live[-1] if live else "")

@@ -22,6 +22,8 @@ class SfuSettings:
     """How long a pull waits for a track's first packet before it reports an item error."""
     transport_wait_s: float = 5.0
     """How long an operation waits for an outstanding offer to be answered."""
+    stall_after_s: float = 2.0
+    """A publication without packets for this long is reported stalled (LAY-1)."""
     inactive_track_s: float = 30.0
     """A publication without packets for this long is collected."""
     unconnected_session_s: float = 30.0
@@ -33,6 +35,7 @@ class SfuSettings:
 
     tracks_per_request: int = 64
     calls_per_session_per_s: int = 50
+    """For the HTTP routes, which count the calls."""
     sessions_max: int = 20_000
     sdp_bytes_max: int = 256 * 1024
     track_name_bytes_max: int = 1024

@@ -31,10 +31,14 @@ class LocalTrack:
     codecs: tuple[Codec, ...] = ()
     extensions: tuple[tuple[int, str], ...] = ()
     rids: tuple[str, ...] = ()
+    ssrcs: tuple[tuple[int, int], ...] = ()
+    """Signalled (media, RTX or 0) pairs."""
     started: bool = False
     """Whether any media arrived."""
     stalled_at: float | None = None
-    live_rids: set[str] = field(default_factory=set)
+    """Time of the last packet, while no more come."""
+    live: dict[str, int] = field(default_factory=dict)
+    """Rid ("" without simulcast) to SSRC of the layers that sent something and did not say BYE."""
     subscribers: set[RemoteTrack] = field(default_factory=set)
     closed: bool = False
 
