@@ -1,76 +1,32 @@
 """HTTP: sessions and tracks, `/v1/apps/{appId}/...` and the unversioned `/apps/{appId}/...`.
 
-Each request passes, in this order: the app's bearer, the session's rate of calls, the body (read under a limit and a
-time, parsed as JSON under any content type), the service. Errors are raised, not answered: the application turns every
-`SfuError` into the API's envelope. Nothing here redirects.
+Each request passes, in this order: the app's bearer, the body (read under a limit and a time, parsed as JSON under any
+content type), the service (which also counts a session's calls). Errors are raised, not answered: the application turns
+every `SfuError` into the API's envelope. Nothing here redirects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from sfu import schemas
-from sfu.errors import AppNotFound, InvalidParams, LimitExceeded, PayloadTooLarge, SessionGone, Unauthorized
-from sfu.messages import SessionDescription, SessionId, TrackRequest, TracksResult, TrackState
+from sfu.errors import AppNotFound, InvalidParams, PayloadTooLarge, Unauthorized
+from sfu.messages import SessionDescription, SessionId
 from sfu.schemas import Schema
-from sfu.service import SessionStats
-from sfu.throttle import CallThrottle
+from sfu.service import Sfu
 
-SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
-CORRELATION_ID_MAX = 128
 VERSIONED = "/v1"
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
 Caller = Callable[..., Awaitable[str]]
 """A FastAPI dependency: authenticates the request and returns the app it may act for."""
-
-
-class SessionService(Protocol):
-    """What the routes need of the media side; `sfu.service.Sfu` fills it."""
-
-    async def create_session(
-        self, app_id: str, *, offer: SessionDescription | None, correlation_id: str | None, third_party: bool
-    ) -> tuple[SessionId, SessionDescription | None]:
-        """A new session and the answer to its offer, if one came."""
-
-    def tracks_of(self, app_id: str, session_id: SessionId) -> tuple[TrackState, ...]:
-        """Both sides' tracks. Raises `SessionGone`, as all that follow."""
-
-    async def renegotiate(
-        self, app_id: str, session_id: SessionId, description: SessionDescription
-    ) -> SessionDescription | None:
-        """Take an answer, or answer an offer."""
-
-    async def add_tracks(
-        self,
-        app_id: str,
-        session_id: SessionId,
-        *,
-        tracks: Sequence[TrackRequest],
-        offer: SessionDescription | None,
-        auto_discover: bool,
-    ) -> TracksResult:
-        """Publish or pull."""
-
-    async def update_tracks(self, app_id: str, session_id: SessionId, tracks: Sequence[TrackRequest]) -> TracksResult:
-        """Change what pulled mids receive."""
-
-    async def close_tracks(
-        self, app_id: str, session_id: SessionId, *, mids: Sequence[str], force: bool, offer: SessionDescription | None
-    ) -> TracksResult:
-        """Close by mid."""
-
-    def session_stats(self, app_id: str, session_id: SessionId) -> SessionStats:
-        """Figures of one session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +43,11 @@ class SessionApi:
     Args:
         service: the media side.
         limits: for request bodies.
-        throttle: for calls of one session.
-        clock: monotonic seconds.
     """
 
-    def __init__(
-        self,
-        service: SessionService,
-        limits: BodyLimits,
-        throttle: CallThrottle,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, service: Sfu, limits: BodyLimits) -> None:
         self._service = service
         self._limits = limits
-        self._throttle = throttle
-        self._clock = clock
 
     async def create_session(
         self, request: Request, app_id: str, *, correlation_id: str | None, third_party: bool
@@ -112,7 +57,7 @@ class SessionApi:
         session_id, answer = await self._service.create_session(
             app_id,
             offer=_offer(body.session_description),
-            correlation_id=correlation_id and correlation_id[:CORRELATION_ID_MAX],
+            correlation_id=correlation_id,
             third_party=third_party,
         )
         response = schemas.SessionsNewResponse(
@@ -122,32 +67,30 @@ class SessionApi:
 
     async def get_session(self, app_id: str, session_id: str) -> Response:
         """`GET sessions/{id}`."""
-        states = self._service.tracks_of(app_id, self._admit(app_id, session_id))
+        states = self._service.tracks_of(app_id, SessionId(session_id))
         return _json(schemas.SessionResponse(tracks=tuple(map(schemas.TrackState.from_message, states))))
 
     async def get_stats(self, app_id: str, session_id: str) -> Response:
         """`GET sessions/{id}/stats`, an extension."""
-        figures = self._service.session_stats(app_id, self._admit(app_id, session_id))
+        figures = self._service.session_stats(app_id, SessionId(session_id))
         return _json(schemas.SessionStatsResponse.from_stats(figures))
 
     async def renegotiate(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/renegotiate`."""
-        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.RenegotiateRequest)
-        answer = await self._service.renegotiate(app_id, session, body.session_description.to_message())
+        answer = await self._service.renegotiate(app_id, SessionId(session_id), body.session_description.to_message())
         return _json(
             schemas.RenegotiateResponse(session_description=schemas.SessionDescription.from_message(answer)),
         )
 
     async def add_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`POST sessions/{id}/tracks/new`."""
-        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksNewRequest)
         if body.tracks is None and not body.auto_discover:
             raise InvalidParams("tracks: Field required unless autoDiscover is true")
         result = await self._service.add_tracks(
             app_id,
-            session,
+            SessionId(session_id),
             tracks=[track.to_message() for track in body.tracks or ()],
             offer=_offer(body.session_description),
             auto_discover=bool(body.auto_discover),
@@ -156,36 +99,23 @@ class SessionApi:
 
     async def update_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/tracks/update`."""
-        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksUpdateRequest)
-        result = await self._service.update_tracks(app_id, session, [track.to_message() for track in body.tracks])
+        result = await self._service.update_tracks(
+            app_id, SessionId(session_id), [track.to_message() for track in body.tracks]
+        )
         return _json(schemas.TracksResponse.from_message(result))
 
     async def close_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/tracks/close`."""
-        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksCloseRequest)
         result = await self._service.close_tracks(
             app_id,
-            session,
+            SessionId(session_id),
             mids=[track.mid for track in body.tracks],
             force=bool(body.force),
             offer=_offer(body.session_description),
         )
         return _json(schemas.TracksResponse.from_message(result))
-
-    def _admit(self, app_id: str, session_id: str) -> SessionId:
-        """Check the id's form and count the call.
-
-        Raises:
-            SessionGone: no session can have this id (`undefined`, sent by a client that lost its own, can be one).
-            LimitExceeded: more than 50 calls in a second.
-        """
-        if not SESSION_ID.match(session_id):
-            raise SessionGone("no such session")
-        if not self._throttle.admit((app_id, session_id), now=self._clock()):
-            raise LimitExceeded("too many calls of this session in a second")
-        return SessionId(session_id)
 
     async def _read(self, request: Request, shape: type[SchemaT], *, optional: bool = False) -> SchemaT:
         body = await read_body(request, self._limits)

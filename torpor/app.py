@@ -16,7 +16,6 @@ from sfu.errors import SfuError
 from sfu.gateway import GatewayPolicy, gateway_router
 from sfu.routes import VERSIONED, BearerCheck, BodyLimits, SessionApi, api_router
 from sfu.service import Sfu
-from sfu.throttle import CallThrottle
 from torpor.config import Settings
 from torpor.demo import demo_router
 from torpor.edge import Cors, Edge, envelope
@@ -87,7 +86,7 @@ def cors_rules(settings: Settings) -> dict[str, Cors]:
 def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, figures: Figures) -> None:
     """The session API, versioned and not, the app's events, and the browser gateway if enabled."""
     limits = BodyLimits(settings.http.body_max_bytes, settings.http.body_timeout)
-    api = SessionApi(sfu, limits, CallThrottle(sfu.settings.calls_per_session_per_s))
+    api = SessionApi(sfu, limits)
     bearer = BearerCheck({app_id: secret.value for app_id, secret in settings.apps.items()})
     for base in (VERSIONED, ""):
         app.include_router(api_router(api, bearer, base=base))

@@ -61,17 +61,16 @@ class HttpProtocol(HttpToolsProtocol):
         What arrives in one read is at most 256 KiB, so a head is measured after its read, not byte by byte.
         """
         if self._in_head:
-            if self._head_timer is None:  # the first bytes after an answer
-                self._start_head()
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > self._limits.header_max_bytes and not self.transport.is_closing():
             self._refuse(431, "headers_too_large", "the request head is too large")
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins, maybe in the segment that ended the request before."""
+        if self._head_timer is None:
+            self._start_head()
         super().on_message_begin()
-        self._in_head = True
         self.scope["extensions"] = {ABORT_EXTENSION: {"call": self.transport.abort}}
 
     def on_headers_complete(self) -> None:

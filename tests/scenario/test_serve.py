@@ -1,0 +1,210 @@
+"""`torpor serve` as a process: start, stop, signals, bounds before any handler runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.server import Server, running_server
+
+NO_MEDIA = ("--media-enabled", "false")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[Server]:
+    """One server for the tests that do not stop it, with short patience."""
+    patience = ("--http-header-timeout", "1", "--http-body-timeout", "1", "--http-connections-max", "10")
+    async with running_server(*NO_MEDIA, *patience) as server:
+        yield server
+
+
+async def answer_to(server: Server, request: bytes) -> bytes:
+    """What the server sends until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(20):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+class TestStop:
+    async def test_sigterm_and_sigint_end_it_with_0(self) -> None:
+        async with running_server(*NO_MEDIA) as server:
+            os.kill(server.pid, signal.SIGINT)
+            assert await server.wait() == 0
+            await server.start()
+        assert [entry["event"] for entry in server.log] == ["serving", "draining", "stopped"] * 2
+
+    async def test_a_stopping_server_ends_event_streams_and_does_not_wait_for_idle_connections(self) -> None:
+        async with running_server(*NO_MEDIA) as server, httpx.AsyncClient(base_url=server.url) as client:
+            await client.get("/healthz")
+            async with client.stream("GET", "/demo/rooms/lobby/events") as stream:
+                chunks = stream.aiter_text()
+                assert "event: members" in await anext(chunks)
+                await server.stop()
+                assert [chunk async for chunk in chunks] == []
+        assert not [entry for entry in server.log if entry.get("level") == "error"]
+
+    async def test_while_draining_healthz_says_503_and_everything_else_goes_on(self) -> None:
+        async with running_server(*NO_MEDIA, "--shutdown-delay", "30") as server:
+            async with httpx.AsyncClient(base_url=server.url) as client:
+                os.kill(server.pid, signal.SIGTERM)
+                for _ in range(500):
+                    if (response := await client.get("/healthz")).status_code != 200:
+                        break
+                    await asyncio.sleep(0.02)
+                assert response.status_code == 503
+                assert response.json()["status"] == "draining"
+                assert (await client.get("/")).status_code == 200
+            # The second signal does not wait.
+            os.kill(server.pid, signal.SIGTERM)
+            assert await server.wait() == 128 + signal.SIGTERM
+
+
+class TestStart:
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}
+        return subprocess.run(
+            [sys.executable, "-m", "torpor", *arguments],
+            env={**clean, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd="/",
+        )
+
+    def test_a_public_address_without_an_app_is_refused_with_the_reason(self) -> None:
+        done = self.run("serve", "--host", "0.0.0.0", "--port", "0")
+        assert done.returncode == 2
+        assert "TORPOR_APP_ID" in done.stderr
+        assert "0.0.0.0" in done.stderr
+
+    def test_an_address_in_use_is_named(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            done = self.run("serve", "--port", port, *NO_MEDIA)
+        assert done.returncode == 2
+        assert port in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_wrong_setting_is_one_line(self) -> None:
+        done = self.run("serve", TORPOR_HTTP_PORT="many")
+        assert done.returncode == 2
+        assert done.stderr == "torpor: TORPOR_HTTP_PORT: http.port: 'many' is not a whole number\n"
+
+    async def test_the_development_credentials_are_printed(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "torpor", "serve", "--port", "0", *NO_MEDIA),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        lines = [(await process.stdout.readline()).decode() for _ in range(5)]
+        process.terminate()
+        await process.communicate()
+        assert process.returncode == 0
+        assert "TORPOR_APP_ID=0123456789abcdef0123456789abcdef\n" in lines[3]
+        assert "TORPOR_APP_SECRET=development-secret-" in lines[4]
+
+
+class TestTls:
+    async def test_a_certificate_and_its_key_make_it_https(self, tmp_path: Path) -> None:
+        certificate, key = _self_signed(tmp_path)
+        flags = ("--http-tls-certificate", str(certificate), "--http-tls-key", str(key))
+        async with running_server(*NO_MEDIA, *flags) as server:
+            assert server.url.startswith("https://")
+            trust = ssl.create_default_context(cafile=str(certificate))
+            async with httpx.AsyncClient(verify=trust) as client:
+                assert (await client.get(f"https://localhost:{server.port}/healthz")).status_code == 200
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestBounds:
+    """What a stranger can make the server hold: a connection, a head, and neither for long."""
+
+    async def test_what_is_not_http_is_answered_in_the_envelope(self, server: Server) -> None:
+        answer = await answer_to(server, b"\x16\x03\x01 hello\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'{"errorCode":"decoding_error"' in answer
+
+    async def test_a_head_that_is_too_large_is_431(self, server: Server) -> None:
+        answer = await answer_to(server, b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 40_000)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b'"headers_too_large"' in answer
+
+    async def test_a_head_that_does_not_end_is_cut_off(self, server: Server) -> None:
+        assert await answer_to(server, b"GET / HTTP/1.1\r\nhost: x\r\n") == b""
+
+    async def test_a_connection_that_says_nothing_is_cut_off(self, server: Server) -> None:
+        assert await answer_to(server, b"") == b""
+
+    async def test_a_second_head_that_does_not_end_is_cut_off(self, server: Server) -> None:
+        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET / HT")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+    async def test_two_requests_in_one_segment_get_two_answers(self, server: Server) -> None:
+        request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+        last = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        assert (await answer_to(server, request + last)).count(b"HTTP/1.1 200 OK") == 2
+
+    async def test_a_flood_of_pipelined_requests_is_cut_off(self, server: Server) -> None:
+        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
+        assert answer.count(b"HTTP/1.1 200 OK") < 100
+
+    async def test_connections_beyond_the_limit_are_closed_and_free_places_count_again(self, server: Server) -> None:
+        opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(10)]
+        assert await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+        for _, writer in opened:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in opened))
+        for _ in range(100):
+            answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            if answer:
+                break
+            await asyncio.sleep(0.05)
+        assert b"200 OK" in answer
+
+
+def _self_signed(folder: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
+    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate_path, key_path
