@@ -1,0 +1,1 @@
+"""The socket table: `table.pyi` is its contract; read `layout.pxd` for a row, then `rows`, `outgoing`, `table`."""

@@ -97,6 +97,12 @@ class Rows:
     def ready_state(self, handle: int) -> int:
         """0 connecting, 1 open, 2 closing, 3 closed or unknown."""
 
+    def group(self, handle: int) -> int:
+        """The socket's group; 0 for a row that is gone."""
+
+    def handles(self) -> list[int]:
+        """Every row there is, whatever its state or group."""
+
     def buffered(self, handle: int) -> int:
         """Bytes sent that the kernel has not taken; 0 for an unknown row."""
 

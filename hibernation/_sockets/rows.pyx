@@ -237,6 +237,16 @@ cdef class Rows:
         cdef Row *row = self._find_or_null(handle)
         return 3 if row == NULL else _READY_STATES[row.state]
 
+    def group(self, uint64_t handle):
+        cdef Row *row = self._find_or_null(handle)
+        return 0 if row == NULL else row.group
+
+    def handles(self):
+        cdef uint32_t i
+        return [
+            self._handle(self._row(i), i) for i in range(self._slab_count * SLAB_ROWS) if self._row(i).state != FREE
+        ]
+
     def buffered(self, uint64_t handle):
         cdef Row *row = self._find_or_null(handle)
         return 0 if row == NULL or row.queue == NULL else row.queue.size

@@ -40,6 +40,7 @@ CLOSED = 1
 FAILED = 2
 WRITABLE = 3
 REPLY = 4
+Event = tuple
 
 cdef enum:
     _CLOSED = 1

@@ -1,0 +1,60 @@
+"""How many handshakes an address may begin: a token bucket per IPv4 address or IPv6 /64, in bounded memory."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    filled_at: float
+
+
+class HandshakeRate:
+    """Admits handshakes.
+
+    Args:
+        rate: handshakes per second and address in the long run; 0 admits everything.
+        burst: handshakes an address may begin at once.
+        max_addresses: buckets kept; the one unused for longest goes first, which only ever forgives its address.
+    """
+
+    def __init__(self, rate: float, burst: int, *, max_addresses: int = 65_536) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._max_addresses = max_addresses
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def admit(self, address: str, now: float) -> bool:
+        """Take one token of the address; False if it has none."""
+        if self._rate <= 0:
+            return True
+        key = _network(address)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            while len(self._buckets) >= self._max_addresses:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[key] = _Bucket(self._burst, now)
+        self._buckets.move_to_end(key)
+        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled_at) * self._rate)
+        bucket.filled_at = now
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
+
+
+def _network(address: str) -> str:
+    """Return who is counted together: one IPv6 customer has a /64 at least."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address  # a Unix socket's peer
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)

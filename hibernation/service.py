@@ -1,0 +1,105 @@
+"""The shell around the socket table: one reader and one coarse timer on the event loop, for any number of sockets.
+
+Events of a connection go to its session if it has one in this process (an upgrade under way, a plain ASGI WebSocket),
+else to the dispatcher and so to its object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from hibernation._sockets.table import Event, SocketTable
+from hibernation.dispatcher import Dispatcher
+from hibernation.manager import HibernationManager
+
+logger = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """Something in this process that takes a connection's events itself."""
+
+    def receive(self, event: Event) -> None:
+        """Take one event; must not raise."""
+
+
+class SocketService:
+    """Drives the table; one per event loop.
+
+    Args:
+        manager: its table is the one driven.
+        dispatcher: where events of objects' connections go; None serves plain ASGI WebSockets only.
+    """
+
+    def __init__(self, manager: HibernationManager, dispatcher: Dispatcher | None = None) -> None:
+        self.manager = manager
+        self.table: SocketTable = manager.table
+        self.dispatcher = dispatcher
+        self.sessions: dict[int, Session] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called, and `stop` was not."""
+        return self._loop is not None
+
+    def start(self) -> None:
+        """Begin to drive the table on the running loop; its `time()` is the table's clock."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.table.fileno(), self._readable)
+        self._timer = self._loop.call_later(self.table.tick, self._tick)
+
+    def now(self) -> float:
+        """Return the loop's time."""
+        assert self._loop is not None, "the service has not been started"
+        return self._loop.time()
+
+    async def drain(self, *, code: int = 1012, reason: str = "service restart", over: float = 0.0) -> None:
+        """Close every connection, spread evenly over `over` seconds so that not all clients come back at once.
+
+        Clients that reconnect do so a fixed time after their close frame; spreading the closes spreads the returns.
+        """
+        handles = self.table.handles()
+        slices = max(1, min(len(handles), round(over / 0.05)))
+        for i in range(slices):
+            for handle in handles[i::slices]:
+                self.table.close(handle, code, reason)
+            if over:
+                await asyncio.sleep(over / slices)
+
+    def stop(self) -> None:
+        """Cut what is still connected and stop driving."""
+        if self._loop is None:
+            return
+        for handle in self.table.handles():
+            self.table.abort(handle)
+            self.table.release(handle)
+        self._loop.remove_reader(self.table.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop = self._timer = None
+
+    def _readable(self) -> None:
+        self._route(self.table.process(self.now()))
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(self.table.tick, self._tick)
+        self._route(self.table.handle_timeout(self.now()))
+
+    def _route(self, events: Iterable[Event]) -> None:
+        sessions = self.sessions
+        if not sessions and self.dispatcher is not None:
+            self.dispatcher.receive(events)
+            return
+        for event in events:
+            session = sessions.get(event[1])
+            if session is not None:
+                session.receive(event)
+            elif self.dispatcher is not None:
+                self.dispatcher.receive((event,))
+            else:
+                self.table.release(event[1])
