@@ -23,6 +23,8 @@ from torpor.edge import envelope
 ABORT_EXTENSION = "torpor.abort"
 """In `scope["extensions"]`: its `call` drops the connection without waiting for the peer to read."""
 
+BACKLOG = 2048
+
 PIPELINE_MAX = 16
 """Requests a connection may have sent ahead of its answers. No browser sends any."""
 
@@ -112,9 +114,18 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server inside our process: no signal handlers of its own."""
+    """uvicorn's server inside our process: no signal handlers of its own.
 
-    def __init__(self, app: ASGIApp, settings: Settings, *, on_stop: Callable[[], None]) -> None:
+    Args:
+        app: what it serves.
+        settings: limits, TLS, proxies, how long to drain.
+        on_start: called once connections are accepted.
+        on_stop: called once they are not any more, before requests in flight are waited for.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, *, on_start: Callable[[], None], on_stop: Callable[[], None]
+    ) -> None:
         http = settings.http
         config = uvicorn.Config(
             app,
@@ -129,16 +140,23 @@ class HttpServer(uvicorn.Server):
             forwarded_allow_ips=list(http.trusted_proxies) or None,
             ssl_certfile=http.tls_certificate,
             ssl_keyfile=http.tls_key,
+            backlog=BACKLOG,
             timeout_keep_alive=http.keep_alive_timeout,
             timeout_graceful_shutdown=settings.shutdown.timeout,
         )
         super().__init__(config)
+        self._on_start = on_start
         self._on_stop = on_stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: `lifespan.py` decides."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        await super().startup(sockets)
+        self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the answers that never end by themselves, then drain and close."""
@@ -147,7 +165,7 @@ class HttpServer(uvicorn.Server):
 
 
 def listen(settings: HttpSettings) -> socket.socket:
-    """The listening TCP socket, bound but not yet accepting.
+    """The listening TCP socket; connections wait in its backlog until the server accepts.
 
     Raises:
         OSError: the address cannot be bound.
@@ -157,6 +175,7 @@ def listen(settings: HttpSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:
         listener.close()

@@ -33,7 +33,7 @@ logger = logging.getLogger("torpor")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Announce = Callable[[int, int | None], None]
-"""Told the TCP and the UDP port (`None` without media) once both are bound."""
+"""Told the TCP and the UDP port (`None` without media) that are served."""
 
 
 async def serve(settings: Settings, announce: Announce) -> None:
@@ -41,7 +41,7 @@ async def serve(settings: Settings, announce: Announce) -> None:
 
     Args:
         settings: checked ones.
-        announce: called before the first connection is accepted.
+        announce: called once connections are accepted.
 
     Raises:
         StartRefused: unsafe settings, or an address that cannot be bound.
@@ -53,9 +53,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
         async with _media(settings, http_port) as sfu:
             health, figures = Health(), Figures(sfu)
             app = build_app(settings, sfu, health=health, figures=figures)
-            server = HttpServer(app, settings, on_stop=health.stop)
+            media_port = None if sfu is None else sfu.port
+            server = HttpServer(app, settings, on_start=lambda: announce(http_port, media_port), on_stop=health.stop)
             async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server):
-                announce(http_port, None if sfu is None else sfu.port)
                 await server.serve(sockets=[listener])
     logger.info("stopped")
 
