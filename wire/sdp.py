@@ -223,15 +223,15 @@ def parse(text: str, *, bytes_max: int = BYTES_MAX) -> Description:
     lines = text.replace("\r\n", "\n").split("\n")
     if len(lines) > LINES_MAX:
         raise SdpError("too many lines")
-    for number, line in enumerate(lines):
+    if lines[0] != "v=0":
+        raise SdpError("does not begin with v=0")
+    for line in lines:
         if not line:
             continue
         if len(line) > LINE_BYTES_MAX:
             raise SdpError("line above the size limit")
         if not line.isprintable() and not line.replace("\t", " ").isprintable():
             raise SdpError("control characters")
-        if number == 0 and line != "v=0":
-            raise SdpError("does not begin with v=0")
         kind, equals, value = line[:1], line[1:2], line[2:]
         if equals != "=":
             raise SdpError("a line is not <type>=<value>")
