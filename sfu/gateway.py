@@ -155,7 +155,8 @@ def gateway_router(
     async def generate_ice_servers(app_id: str = Depends(visitor)) -> Response:
         return Response(orjson.dumps({"iceServers": list(ice_servers())}), media_type="application/json")
 
-    add_session_routes(router, api, owner, variant="ByGateway")
+    refusals = error_responses(403) | {401: {"description": "No cookie of this session", "content": _PLAIN_TEXT}}
+    add_session_routes(router, api, owner, refusals=refusals, variant="ByGateway")
     return router
 
 

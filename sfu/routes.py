@@ -28,6 +28,9 @@ SchemaT = TypeVar("SchemaT", bound=Schema)
 Caller = Callable[..., Awaitable[str]]
 """A FastAPI dependency: authenticates the request and returns the app it may act for."""
 
+Responses = dict[int | str, dict[str, Any]]
+"""OpenAPI entries by status."""
+
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
@@ -191,20 +194,31 @@ def api_router(api: SessionApi, caller: Caller, *, base: str) -> APIRouter:
         _, response = await api.create_session(request, app_id, correlation_id=correlation_id, third_party=third_party)
         return response
 
-    add_session_routes(router, api, caller, variant=base)
+    add_session_routes(router, api, caller, refusals=error_responses(401, 404), variant=base)
     return router
 
 
-def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, variant: str) -> None:
-    """Everything below `/sessions/{sessionId}`. `variant` keeps operation ids apart; `/v1` needs no mark."""
-    common = (401, 404, 410, 429)
+def add_session_routes(
+    router: APIRouter, api: SessionApi, caller: Caller, *, refusals: Responses, variant: str
+) -> None:
+    """Everything below `/sessions/{sessionId}`.
+
+    Args:
+        router: gets the routes.
+        api: the operations.
+        caller: authenticates.
+        refusals: the OpenAPI entries of how it refuses.
+        variant: keeps operation ids apart; `/v1` needs no mark.
+    """
+    reading: Responses = {**error_responses(410, 429), **refusals}
+    changing: Responses = {**error_responses(400, 406, 410, 413, 425, 429), **refusals}
 
     @router.get(
         "/sessions/{sessionId}",
         summary="List a session's tracks",
         operation_id=_operation_id("getSession", variant),
         response_model=schemas.SessionResponse,
-        responses=error_responses(*common),
+        responses=reading,
     )
     async def get_session(session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
         return await api.get_session(app_id, session_id)
@@ -214,7 +228,7 @@ def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, va
         summary="A session's figures (extension)",
         operation_id=_operation_id("getSessionStats", variant),
         response_model=schemas.SessionStatsResponse,
-        responses=error_responses(*common),
+        responses=reading,
     )
     async def get_stats(session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
         return await api.get_stats(app_id, session_id)
@@ -224,7 +238,7 @@ def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, va
         summary="Answer the server's offer",
         operation_id=_operation_id("renegotiate", variant),
         response_model=schemas.RenegotiateResponse,
-        responses=error_responses(400, 406, 413, 425, *common),
+        responses=changing,
         openapi_extra=request_body(schemas.RenegotiateRequest),
     )
     async def renegotiate(request: Request, session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
@@ -235,7 +249,7 @@ def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, va
         summary="Publish or pull tracks",
         operation_id=_operation_id("addTracks", variant),
         response_model=schemas.TracksResponse,
-        responses=error_responses(400, 406, 413, 425, *common),
+        responses=changing,
         openapi_extra=request_body(schemas.TracksNewRequest),
     )
     async def add_tracks(request: Request, session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
@@ -246,7 +260,7 @@ def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, va
         summary="Change what pulled mids receive",
         operation_id=_operation_id("updateTracks", variant),
         response_model=schemas.TracksResponse,
-        responses=error_responses(400, 406, 413, 425, *common),
+        responses=changing,
         openapi_extra=request_body(schemas.TracksUpdateRequest),
     )
     async def update_tracks(request: Request, session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
@@ -257,7 +271,7 @@ def add_session_routes(router: APIRouter, api: SessionApi, caller: Caller, *, va
         summary="Close tracks by mid",
         operation_id=_operation_id("closeTracks", variant),
         response_model=schemas.TracksResponse,
-        responses=error_responses(400, 406, 413, 425, *common),
+        responses=changing,
         openapi_extra=request_body(schemas.TracksCloseRequest),
     )
     async def close_tracks(request: Request, session_id: SessionIdPath, app_id: str = Depends(caller)) -> Response:
@@ -283,11 +297,9 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> Responses:
     """The OpenAPI entries of an operation's errors."""
-    return {
-        status: {"model": schemas.ErrorResponse, "description": _ERRORS[status]} for status in sorted(set(statuses))
-    }
+    return {status: {"model": schemas.ErrorResponse, "description": _ERRORS[status]} for status in statuses}
 
 
 def request_body(shape: type[Schema], *, required: bool = True) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Requests are checked strictly (no `"1"` for a number) and generously where clien
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -23,6 +23,17 @@ NAME_MAX = 1024
 Name = Annotated[str, Field(min_length=1, max_length=NAME_MAX)]
 Mid = Annotated[str, Field(min_length=1, max_length=NAME_MAX + 1, description="A string, echoed as it came")]
 Sdp = Annotated[str, Field(min_length=1, description="RFC 8866, verbatim")]
+
+
+def example(*examples: dict[str, Any]) -> ConfigDict:
+    """What the OpenAPI document shows of a shape."""
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
+OFFER = {"type": "offer", "sdp": "v=0\r\no=- 4611731400430051336 2 IN IP4 127.0.0.1\r\n…"}
+ANSWER = {"type": "answer", "sdp": "v=0\r\no=- 8116452037118735220 1 IN IP4 203.0.113.7\r\n…"}
+SESSION_ID = "5f0c0e7ad9b64b1b8f2d3f4c5a6b7c8d"
+PUBLISHER_ID = "c1a9e2b44d3f4e0a9b8c7d6e5f4a3b2c"
 
 
 class Schema(BaseModel):
@@ -109,17 +120,26 @@ class TrackClose(Schema):
 class SessionsNewRequest(Schema):
     """Body of `sessions/new`; may be absent."""
 
+    model_config = example({}, {"sessionDescription": OFFER})
+
     session_description: SessionDescription | None = None
 
 
 class RenegotiateRequest(Schema):
     """Body of `renegotiate`: the answer to the server's outstanding offer, or an offer that asks for an answer."""
 
+    model_config = example({"sessionDescription": ANSWER})
+
     session_description: SessionDescription
 
 
 class TracksNewRequest(Schema):
     """Body of `tracks/new`."""
+
+    model_config = example(
+        {"sessionDescription": OFFER, "tracks": [{"location": "local", "mid": "0", "trackName": "camera"}]},
+        {"tracks": [{"location": "remote", "sessionId": PUBLISHER_ID, "trackName": "camera"}]},
+    )
 
     session_description: SessionDescription | None = Field(None, description="An offer")
     auto_discover: bool | None = Field(None, description="Publish every new sending section under a random name")
@@ -129,11 +149,29 @@ class TracksNewRequest(Schema):
 class TracksUpdateRequest(Schema):
     """Body of `tracks/update`."""
 
+    model_config = example(
+        {
+            "tracks": [
+                {
+                    "location": "remote",
+                    "mid": "1",
+                    "sessionId": PUBLISHER_ID,
+                    "trackName": "camera",
+                    "simulcast": {"preferredRid": "h"},
+                }
+            ]
+        }
+    )
+
     tracks: Annotated[tuple[TrackUpdate, ...], Field(min_length=1, max_length=TRACKS_MAX)]
 
 
 class TracksCloseRequest(Schema):
     """Body of `tracks/close`: with `force` no SDP, else an offer."""
+
+    model_config = example(
+        {"tracks": [{"mid": "1"}], "force": True}, {"tracks": [{"mid": "1"}], "sessionDescription": OFFER}
+    )
 
     tracks: Annotated[tuple[TrackClose, ...], Field(min_length=1, max_length=TRACKS_MAX)]
     force: bool | None = None
@@ -143,6 +181,8 @@ class TracksCloseRequest(Schema):
 class ErrorResponse(Schema):
     """Every error, as the whole answer."""
 
+    model_config = example({"errorCode": "session_error", "errorDescription": "no such session"})
+
     error_code: str
     error_description: str
 
@@ -150,12 +190,16 @@ class ErrorResponse(Schema):
 class SessionsNewResponse(Schema):
     """Answer of `sessions/new`."""
 
+    model_config = example({"sessionId": SESSION_ID})
+
     session_id: str
     session_description: SessionDescription | None = Field(None, description="Answers the offer, if one came")
 
 
 class RenegotiateResponse(Schema):
     """Answer of `renegotiate`; holds an SDP answer only when an offer came."""
+
+    model_config = example({})
 
     session_description: SessionDescription | None = None
 
@@ -187,6 +231,25 @@ class TrackResult(Schema):
 
 class TracksResponse(Schema):
     """Answer of `tracks/new`, `tracks/update` and `tracks/close`."""
+
+    model_config = example(
+        {
+            "requiresImmediateRenegotiation": False,
+            "tracks": [{"trackName": "camera", "mid": "0"}],
+            "sessionDescription": ANSWER,
+        },
+        {
+            "requiresImmediateRenegotiation": False,
+            "tracks": [
+                {
+                    "trackName": "camera",
+                    "sessionId": PUBLISHER_ID,
+                    "errorCode": "not_found_track_error",
+                    "errorDescription": "no such track",
+                }
+            ],
+        },
+    )
 
     requires_immediate_renegotiation: bool
     tracks: tuple[TrackResult, ...]
@@ -236,6 +299,13 @@ class DataChannelState(Schema):
 class SessionResponse(Schema):
     """Answer of `GET sessions/{sessionId}`."""
 
+    model_config = example(
+        {
+            "tracks": [{"location": "local", "mid": "0", "trackName": "camera", "status": "active"}],
+            "dataChannels": [],
+        }
+    )
+
     tracks: tuple[TrackState, ...]
     data_channels: Annotated[tuple[DataChannelState, ...], Field(description="Always empty: no data channels yet")] = ()
 
@@ -249,6 +319,24 @@ class TrackFigures(TrackState):
 
 class SessionStatsResponse(Schema):
     """Answer of `GET sessions/{sessionId}/stats`, an extension. Counters are listed in docs/operations.md."""
+
+    model_config = example(
+        {
+            "transportState": "connected",
+            "addressFamily": "ipv4",
+            "transport": {"rtt": 0.012},
+            "tracks": [
+                {
+                    "location": "local",
+                    "mid": "0",
+                    "trackName": "camera",
+                    "status": "active",
+                    "kind": "video",
+                    "layers": [{"rid": "h", "packets": 8123}],
+                }
+            ],
+        }
+    )
 
     transport_state: Annotated[
         str, Field(description="`new`, `connecting`, `connected`, `disconnected`, `failed` or `closed`")
