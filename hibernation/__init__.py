@@ -1,7 +1,7 @@
 """The sockets' home: connections outlive the object instances they talk to.
 
-Every server-side WebSocket moves into one socket table right after its handshake and stays there to its end, whether its
-object is awake, hibernating or being replaced. An idle connection is a row: no Python object, no buffer, no timer.
+Every server-side WebSocket moves into one socket table right after its handshake and stays there to its end, whether
+its object is awake, hibernating or being replaced. An idle connection is a row: no Python object, no buffer, no timer.
 
     uvicorn ─▶ endpoint ──descriptor──▶ _sockets (the table) ◀──reader, timer── service
                   │ upgrade                  │ events                  ▲ rows, sends

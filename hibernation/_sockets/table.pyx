@@ -530,14 +530,16 @@ cdef class SocketTable(Outgoing):
         if size == 0:
             code = 1005
             reason = ""
+        elif size == 1:
+            return self._fail(row, index, 1002, "invalid close frame")
         else:
-            code = (<uint32_t>data[0] << 8) | data[1] if size >= 2 else 0
-            if not close_code_is_valid(code):
-                return self._fail(row, index, 1002, "invalid close frame" if size < 2 else "invalid status code")
+            code = (<uint32_t>data[0] << 8) | data[1]
             try:
                 reason = _text(data + 2, size - 2)
             except UnicodeDecodeError:
                 return self._fail(row, index, 1007, "invalid UTF-8")
+            if not close_code_is_valid(code):
+                return self._fail(row, index, 1002, "invalid status code")
         self._counters.closed_by_peer += 1
         if row.state == OPEN:
             self._say_close(row, index, 0 if size == 0 else code, data + 2, size - 2 if size else 0)
