@@ -1,0 +1,56 @@
+"""The relay plane with sockets and threads. Call every method from one thread; `receive`, `take_output` when `fileno`
+is readable."""
+
+from collections.abc import Sequence
+
+from turn._relay.table import RelayTable
+
+class Plane(RelayTable):
+    def __init__(
+        self,
+        *,
+        relays_max: int,
+        workers: int = 1,
+        channel_max: int = 0x4FFF,
+        allocation_bps: float = 0,
+        user_bps: float = 0,
+        total_bps: float = 0,
+        bindings_per_s: float = 0,
+        requests_per_s: float = 0,
+        stream_queue_bytes: int = 262144,
+    ) -> None:
+        """`relays_max`: relay sockets at once; with them the descriptors are bounded."""
+
+    def start(self, listeners: Sequence[Sequence[int]]) -> None:
+        """Start the threads. `listeners[worker][address]` are bound UDP sockets, the caller's to close after `close`.
+
+        Raises:
+            OSError: no descriptors or no threads are left; call `close`.
+        """
+
+    def close(self) -> None:
+        """Join the threads and free every relay. Idempotent."""
+
+    def fileno(self) -> int:
+        """An eventfd: readable when there is something to fetch."""
+
+    def open_relay(self, host: str, port: int) -> int | None:
+        """A bound socket, silent until started; None when the port, the descriptors or the relays are taken."""
+
+    def start_stream_relay(self, handle: int, worker: int, connection: int, user: int) -> None:
+        """Let the relay serve a TCP or TLS connection, named by a number of the caller's."""
+
+    def receive(self) -> list[tuple[int, int, str, int, bytes]]:
+        """Control messages of UDP clients: worker, listener, host, port, message. At most 64 per worker."""
+
+    def send_to_client(self, worker: int, listener: int, host: str, port: int, data: bytes) -> None:
+        """An answer, at once, from the socket that was asked (T9). Lost when the socket buffer is full."""
+
+    def receive_stream(self, worker: int, connection: int, messages: list[bytes]) -> list[bytes]:
+        """Whole messages of a connection: data is relayed at once, control messages are returned."""
+
+    def take_output(self) -> list[tuple[int, bytes]]:
+        """Connection and whole messages for it, of each that is not paused."""
+
+    def pause_stream(self, worker: int, connection: int, paused: bool) -> None:
+        """While paused, output waits in the plane and is dropped, message by message, beyond the limit (T4)."""
