@@ -78,9 +78,7 @@ class MediaSettings:
     enabled: bool = setting(True, "Serve media sessions; false for a node that has other duties")
     addresses: tuple[str, ...] = setting((), "IP addresses to bind; empty: `http.host`")
     port: int | None = setting(None, "UDP port; absent: the number of `http.port`; 0: any", least=0, most=65535)
-    announced_addresses: tuple[str, ...] = setting(
-        (), "Addresses that clients are told, behind NAT; empty: those bound"
-    )
+    announced_addresses: tuple[str, ...] = setting((), "Addresses told to clients; needed behind NAT; empty: our own")
     threads: int = setting(0, "Forwarding threads; 0: one per core", least=0, most=256)
     sessions_max: int = setting(10_000, "Sessions at once; more are refused with 429", least=1, most=1_000_000)
 

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 
 from sfu.service import Sfu, SfuSettings
+from torpor.addresses import announced_addresses
 from torpor.app import build_app
 from torpor.config import Settings
 from torpor.errors import StartRefused
@@ -86,10 +87,14 @@ async def _media(settings: Settings, http_port: int) -> AsyncIterator[Sfu | None
 
 
 def media_settings(settings: Settings, http_port: int) -> SfuSettings:
-    """What the media side needs of the settings."""
+    """What the media side needs of the settings.
+
+    Raises:
+        StartRefused: there is no address to tell clients.
+    """
     return SfuSettings(
         listen_addresses=settings.media_addresses,
-        announced_addresses=settings.media.announced_addresses,
+        announced_addresses=announced_addresses(settings.media_addresses, settings.media.announced_addresses),
         port=http_port if settings.media.port is None else settings.media.port,
         threads=settings.media.threads or len(os.sched_getaffinity(0)),
         sessions_max=settings.media.sessions_max,
