@@ -35,7 +35,7 @@ cdef enum:
 cdef struct Element:
     uint8_t kind            # X_*
     uint8_t length
-    const uint8_t *data
+    uint16_t offset         # from the start of the packet
 
 cdef struct RtpView:
     const uint8_t *data
@@ -91,7 +91,7 @@ cdef inline bint parse_elements(RtpView *view, const uint8_t *ids, uint16_t prof
         else:
             wire_id, length = p[0] >> 4, (p[0] & 15) + 1
             p += 1
-            if wire_id == 15:
+            if wire_id == 15 or wire_id == 0:   # RFC 8285 4.2: reserved; a lone zero byte was padding
                 return True
         if length > end - p:
             return False
@@ -100,7 +100,7 @@ cdef inline bint parse_elements(RtpView *view, const uint8_t *ids, uint16_t prof
             seen |= 1u << kind
             view.elements[view.element_count].kind = kind
             view.elements[view.element_count].length = <uint8_t>length
-            view.elements[view.element_count].data = p
+            view.elements[view.element_count].offset = <uint16_t>(p - view.data)
             view.element_count += 1
         p += length
     return True
@@ -202,7 +202,7 @@ cdef inline uint8_t *write_extension(uint8_t *block, const RtpView *source, cons
     for i in range(source.element_count):
         e = &source.elements[i]
         if e.kind >= X_FIRST_COPIED and t.out_id[e.kind]:
-            p = put_element(p, two_byte, t.out_id[e.kind], e.data, e.length)
+            p = put_element(p, two_byte, t.out_id[e.kind], source.data + e.offset, e.length)
     if p == block + 4:
         return block
     while (p - block) & 3:

@@ -1,0 +1,601 @@
+"""The graph that Python changes and the threads run: plane, threads, transports, tracks, streams, forwarders.
+
+Who may touch what (the theory is in `__init__.py`):
+
+* `Thread` and what hangs on it: that thread, holding its `lock`.
+* `Transport`, its `Track`s, `Stream`s (all but the fields below) and `Forwarder`s: the thread that owns the transport.
+* read by every thread: a stream's `cache`, `clock`, `last_packet`, `ssrc`; `fanout[t].count`.
+* `fanout[t]`, `members[t]`: thread t, because they list forwarders that t owns.
+* everything: Python's thread, while it holds all locks. Only then is anything linked, unlinked or freed.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove, memset
+
+from sfu._dataplane.cache cimport Cache, cache_destroy
+from sfu._dataplane.ledger cimport Ledger, ledger_destroy
+from sfu._dataplane.loss cimport LossList, loss_destroy
+from sfu._dataplane.machine cimport add_int, exchange_int, fence, load_i64, load_int, load_u32, store_i64, store_int, store_u32
+from sfu._dataplane.packet cimport HeaderTemplate, RtpView
+from sfu._dataplane.sequence cimport OutMap, Unwrapper
+from sfu._dataplane.tables cimport Bucket, IdTable, TupleTable
+from sfu._dataplane.twcc cimport TwccLog
+from wire._batch.udp cimport Address, Receiver, Sender, Socket
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+
+cdef extern from "unistd.h" nogil:
+    ssize_t c_write "write"(int fd, const void *data, size_t size)
+    ssize_t c_read "read"(int fd, void *data, size_t size)
+
+cdef enum:
+    THREADS_MAX = 64
+    ADDRESSES_MAX = 16
+    TUPLES_MAX = 16
+    LAYERS_MAX = 8
+    RID_MAX = 16
+    CNAME_MAX = 64
+    JOBS_MAX = 128              # packets between receipt and forwarding
+    RING_SLOTS = 2048           # packets on the way from one thread to another
+    PARCEL_SLOTS = 64           # datagrams on the way to their owner
+    RECENT_SOURCES = 8
+    NO_PAYLOAD_TYPE = 255
+    SRTP_TRAILER_MAX = 144      # SRTP_MAX_TRAILER_LEN of libsrtp
+    SRTCP_TRAILER_MAX = 148
+    ALIVE = 2000000             # us without a packet after which a layer is dead (LAY-1)
+
+# Reasons for a drop; names in DROP_NAMES of plane.pyx.
+cdef enum Drop:
+    DROP_FIRST_BYTE
+    DROP_SHORT
+    DROP_TRUNCATED
+    DROP_STRANGER
+    DROP_STUN_BUDGET
+    DROP_UPCALL_FULL
+    DROP_NO_KEYS
+    DROP_OVERSIZE
+    DROP_MALFORMED
+    DROP_AUTHENTICATION
+    DROP_REPLAY
+    DROP_PAYLOAD_TYPE
+    DROP_UNBOUND
+    DROP_RETIRED_SSRC
+    DROP_EMPTY
+    DROP_PADDING
+    DROP_PROBE
+    DROP_JUMP
+    DROP_STALE
+    DROP_DUPLICATE
+    DROP_RTCP_MALFORMED
+    DROP_RTCP_FOREIGN
+    DROP_NACK_BUDGET
+    DROP_PARCEL_FULL
+    DROP_RING_FULL
+    DROP_RING_GONE
+    DROP_LATE
+    DROP_BLOCKED
+    DROP_PROTECT
+    DROP_NO_MEMORY
+    DROP_COUNT
+
+ctypedef int (*srtp_function)(void *session, void *packet, int *size) noexcept nogil
+
+ctypedef int (*srtp_remove_function)(void *session, unsigned int ssrc) noexcept nogil
+
+cdef struct Transport
+cdef struct Track
+cdef struct Stream
+cdef struct Forwarder
+cdef struct Thread
+cdef struct PlaneState
+
+cdef struct PayloadType:
+    uint8_t known
+    uint8_t codec
+    uint8_t nack
+    uint8_t pli
+    uint8_t fir
+    int apt                     # payload type it repairs, -1: not RTX
+    uint32_t clock_rate
+
+cdef struct ForwarderList:
+    Forwarder **items
+    int count
+    int capacity
+
+cdef struct Job:
+    # One decrypted packet to be forwarded by this thread.
+    RtpView view
+    int64_t ext_seq
+    int64_t received            # us
+    uint32_t epoch              # of the stream
+    uint8_t keyframe            # first packet of one
+    uint8_t frame_start
+    uint8_t padding_only
+    int next                    # of the same stream, -1: last
+
+cdef struct Fanout:
+    # What one thread knows of a stream: its forwarders that are fed by it or wait for it, and the jobs at hand.
+    ForwarderList forwarders
+    int first_job
+    int last_job
+
+cdef struct SourceClock:
+    # Last sender report (NTP and RTP of one instant), readable by every thread: version odd while being written.
+    uint32_t version
+    uint32_t timestamp
+    uint64_t ntp
+    int64_t received
+
+cdef struct Stream:
+    uint64_t id
+    Track *track
+    int layer
+    char rid[RID_MAX + 1]
+    uint32_t ssrc               # 0: not bound
+    uint32_t rtx_ssrc
+    uint32_t epoch              # grows when sequence numbers or SSRC start anew
+    uint32_t clock_rate
+    Unwrapper unwrapper
+    LossList loss
+    Cache cache
+    uint64_t cache_bytes
+    SourceClock clock
+    int64_t last_packet         # us, 0: never
+    uint32_t last_timestamp
+    uint8_t started
+    uint8_t alive               # owner's view: packets in the last 2 s
+    uint8_t rebound             # a new SSRC: its first packet sets the number
+    uint8_t nack                # the publisher takes NACK for what it sends now
+    uint8_t asks_pli
+    uint8_t asks_fir
+    uint8_t codec
+    # receiver report, from original packets only (SHLD-2)
+    int64_t first_seq
+    uint64_t received
+    uint64_t expected_before
+    uint64_t received_before
+    double jitter
+    int64_t last_transit
+    int64_t report_at
+    # keyframe requests (KF-1, KF-2)
+    int64_t asked_at            # us, 0: never
+    int64_t need_since          # us, 0: no need
+    uint8_t ask_pending
+    uint8_t fir_number
+    int64_t last_keyframe       # ext_seq of its first packet, -1: none
+    uint32_t keyframe_timestamp
+    int64_t nack_at             # us, 0: nothing missing
+    int64_t rtt                 # us towards the publisher (NACK-3)
+    # figures
+    uint64_t packets
+    uint64_t bytes
+    uint64_t nacks_sent
+    uint64_t lost
+    uint64_t keyframes
+    uint64_t keyframe_requests
+    int64_t rate_since
+    uint64_t rate_bytes
+    double bitrate
+    Fanout *fanout              # per thread
+
+cdef struct Track:
+    uint64_t id
+    Transport *transport
+    int thread_count            # of the plane
+    uint8_t video
+    uint8_t mid_length
+    uint8_t mid[32]
+    uint8_t ids[256]            # wire id to X_*
+    PayloadType payload_types[128]
+    int layer_count
+    Stream *layers[LAYERS_MAX]
+    uint8_t stalled
+    ForwarderList *members      # per thread: forwarders that have it as source or as next source
+
+cdef struct Source:
+    Track *track                # NULL: none
+    Stream *stream              # NULL: none chosen (yet)
+    uint32_t epoch
+    char rid[RID_MAX + 1]
+    uint8_t payload_types[128]
+    uint8_t rtx_payload_types[128]
+
+cdef struct SentReport:
+    uint32_t middle_ntp
+    int64_t at
+
+cdef struct Forwarder:
+    Transport *transport
+    uint64_t id
+    void *srtp                  # media, RTX and SR of this stream; NULL before keys
+    uint32_t ssrc
+    uint32_t rtx_ssrc
+    uint32_t timestamp_offset   # out = source + offset, modulo 2**32
+    uint32_t last_timestamp     # out
+    uint32_t last_source_timestamp
+    int64_t last_sent           # us
+    int64_t last_out
+    uint16_t rtx_seq
+    uint8_t video
+    uint8_t paused
+    uint8_t started             # something was sent
+    uint8_t last_marker
+    uint8_t skipped_keyframe    # SW-2: one was let go by, the next is taken
+    int blocked                 # a train of it was dropped: wait for the next frame
+    uint32_t last_clock_rate
+    uint64_t last_stream        # id of the stream that `timestamp_offset` belongs to
+    HeaderTemplate template
+    OutMap map
+    Source current
+    Source next
+    Ledger ledger
+    uint64_t recent[RECENT_SOURCES]     # stream ids by the ledger's `layer`
+    uint8_t recent_at
+    char cname[CNAME_MAX + 1]
+    # sender reports (RTCP-1 to RTCP-3)
+    int64_t report_at           # us, 0: nothing to report yet
+    SentReport reports[8]
+    uint8_t report_next
+    uint64_t last_report_ntp
+    uint32_t last_report_timestamp
+    uint8_t report_foreign      # the last one was in the publisher's clock
+    int64_t rtt                 # us, 0: unknown
+    # keyframe requests of the subscriber (KF-4)
+    int64_t asked_at[3]
+    int64_t ignore_before       # out ext_seq: NACKs below are void after a PLI (CACHE-4), 0: none
+    # resend budget (CACHE-6): bytes in the running second and the one before
+    int64_t budget_since
+    uint64_t media_now
+    uint64_t media_before
+    uint64_t resent_now
+    uint64_t resent_before
+    # figures
+    uint64_t packets
+    uint64_t bytes
+    uint64_t payload_bytes      # RFC 3550 6.4.1 octet count
+    uint64_t nacks_in
+    uint64_t answered
+    uint64_t suppressed
+    uint64_t missed
+    uint64_t rtx_bytes
+    uint64_t plis_in
+    uint8_t fraction_lost
+
+cdef struct TupleSlot:
+    int socket_index
+    Address remote
+
+cdef struct Transport:
+    uint64_t id
+    int owner                   # thread index, -1 before the first selected tuple
+    uint8_t sending
+    Socket *socket              # of the owner, bound to the selected tuple's local address; NULL before
+    Address selected
+    int selected_socket
+    TupleSlot tuples[TUPLES_MAX]
+    int tuple_count
+    int profile                 # 0: no keys
+    uint8_t send_key[64]
+    int send_key_size
+    void *srtp_in
+    void *srtp_rtcp             # our reports and feedback
+    uint32_t rtcp_ssrc
+    IdTable incoming            # ssrc + 1 to Stream *, `extra` Binding | order of learning << 8
+    IdTable outgoing            # ssrc + 1 to Forwarder *, `extra` 1 for RTX
+    uint64_t learnt             # SSRCs learnt so far
+    uint32_t *learnt_ring       # of max_streams_per_transport, NULL before the first
+    uint8_t ids[256]            # union of its tracks' extension ids
+    Track **tracks
+    int track_count
+    Forwarder **forwarders
+    int forwarder_count
+    TwccLog *twcc
+    int64_t twcc_at
+    uint32_t twcc_media_ssrc
+    uint16_t transport_seq      # fresh transport-wide number of what we send
+    int64_t nack_window         # us: start of the current 100 ms
+    int nack_items
+    int64_t deadline            # us, 0: not in the heap
+    int heap_index              # -1: not in the heap
+    # figures
+    uint64_t packets_in
+    uint64_t bytes_in
+    uint64_t packets_out
+    uint64_t bytes_out
+    uint64_t authentication_failures
+    uint64_t replays
+
+# How an incoming SSRC is bound.
+cdef enum Binding:
+    BOUND_MEDIA
+    BOUND_RTX
+    BOUND_NOTHING               # authenticated, belongs to no section (yet): probes
+    BOUND_RETIRED               # its layer has a newer SSRC
+    BOUND_RTCP                  # only ever reported
+    BOUND_ORPHAN                # its track was removed: only a MID binds it again
+
+# What crosses between threads.
+cdef enum Crossing:
+    CROSS_PACKET
+    CROSS_KEYFRAME              # a forwarder wants one of `stream`
+    CROSS_LAYERS                # the layers of track `stream` changed: choose again
+
+cdef struct CrossEntry:
+    uint64_t stream             # id
+    int64_t ext_seq
+    int64_t received
+    uint32_t epoch
+    uint8_t kind
+    uint8_t keyframe
+    uint8_t frame_start
+    uint8_t padding_only
+
+cdef struct CrossRing:
+    # Single producer, single consumer.
+    uint32_t head               # written by the producer
+    uint32_t tail               # written by the consumer
+    CrossEntry entries[RING_SLOTS]
+
+cdef struct Parcel:
+    int size
+    int socket_index
+    int64_t received
+    Address source
+    uint8_t data[2048]
+
+cdef struct ParcelRing:
+    uint32_t head
+    uint32_t tail
+    Parcel entries[PARCEL_SLOTS]
+
+cdef struct UpcallRing:
+    # Records of different length, single producer (its thread), single consumer (Python).
+    uint32_t head
+    uint32_t tail
+    uint32_t capacity           # bytes, power of two
+    uint8_t *bytes
+
+cdef struct Counters:
+    uint64_t datagrams_in
+    uint64_t bytes_in
+    uint64_t rtp_in
+    uint64_t rtcp_in
+    uint64_t stun_in
+    uint64_t dtls_in
+    uint64_t forwarded
+    uint64_t resent
+    uint64_t rtcp_out
+    uint64_t nacks_out
+    uint64_t keyframe_requests_out
+    uint64_t crossed
+    uint64_t batches
+    uint64_t wakeups
+    uint64_t drops[64]
+    uint64_t latency[32]
+    uint64_t batch_fill[16]
+
+cdef struct Thread:
+    PlaneState *plane
+    int index
+    pthread_mutex_t lock
+    int wake_fd
+    int epoll_fd
+    int sleeping
+    int64_t now                 # us, of the batch at hand
+    uint64_t random
+    Socket sockets[ADDRESSES_MAX]
+    Receiver receiver
+    Sender sender
+    int job_count
+    Job jobs[JOBS_MAX]
+    Stream *touched[JOBS_MAX]   # streams with jobs, in order of arrival
+    int touched_count
+    uint8_t *scratch            # JOBS_MAX slots for packets of other threads' streams
+    Transport **heap            # by deadline
+    int heap_count
+    int heap_capacity
+    UpcallRing owned
+    UpcallRing strangers
+    Bucket *buckets
+    Counters counters
+    int upcalls_made            # since Python was signalled last
+
+cdef struct PlaneState:
+    int thread_count
+    int address_count
+    Thread *threads
+    CrossRing **rings           # [from * thread_count + to], NULL on the diagonal
+    ParcelRing **parcels        # same
+    TupleTable tuples           # (socket index, remote) to Transport *
+    IdTable streams             # id to Stream *
+    pthread_mutex_t turnstile   # held by Python while it waits for and holds the locks: threads queue behind it
+    int writers                 # Python wants the locks
+    int stopping
+    int upcall_fd
+    int upcall_pending
+    int max_streams_per_transport
+    int64_t cache_bytes
+    int64_t cache_bytes_max
+    int64_t stun_rate
+    int64_t stall_after
+    uint64_t seed
+    srtp_function protect
+    srtp_function unprotect
+    srtp_function protect_rtcp
+    srtp_function unprotect_rtcp
+    srtp_remove_function remove_stream
+
+
+cdef inline void count_drop(Thread *t, int reason) noexcept nogil:
+    t.counters.drops[reason] += 1
+
+
+# -- lists -----------------------------------------------------------------------------------------------------------
+
+cdef inline bint list_add(ForwarderList *l, Forwarder *f) noexcept nogil:
+    """No duplicates. False: memory is short."""
+    cdef Forwarder **larger
+    cdef int i
+    for i in range(l.count):
+        if l.items[i] == f:
+            return True
+    if l.count == l.capacity:
+        larger = <Forwarder **>realloc(l.items, (2 * l.capacity + 4) * sizeof(Forwarder *))
+        if larger == NULL:
+            return False
+        l.items = larger
+        l.capacity = 2 * l.capacity + 4
+    l.items[l.count] = f
+    store_int(&l.count, l.count + 1)
+    return True
+
+
+cdef inline void list_remove(ForwarderList *l, Forwarder *f) noexcept nogil:
+    cdef int i
+    for i in range(l.count):
+        if l.items[i] == f:
+            l.items[i] = l.items[l.count - 1]
+            store_int(&l.count, l.count - 1)
+            return
+
+
+cdef inline int consumers(Stream *s) noexcept nogil:
+    """Forwarders of all threads that this layer feeds or that wait for it."""
+    cdef int i, n = 0
+    for i in range(s.track.thread_count):
+        n += load_int(&s.fanout[i].forwarders.count)
+    return n
+
+
+# -- deadlines: a binary heap of transports per thread -------------------------------------------------------------
+
+cdef inline void heap_place(Thread *t, int at, Transport *transport) noexcept nogil:
+    t.heap[at] = transport
+    transport.heap_index = at
+
+
+cdef inline void heap_up(Thread *t, int at) noexcept nogil:
+    cdef Transport *transport = t.heap[at]
+    cdef int parent
+    while at:
+        parent = (at - 1) >> 1
+        if t.heap[parent].deadline <= transport.deadline:
+            break
+        heap_place(t, at, t.heap[parent])
+        at = parent
+    heap_place(t, at, transport)
+
+
+cdef inline void heap_down(Thread *t, int at) noexcept nogil:
+    cdef Transport *transport = t.heap[at]
+    cdef int child
+    while True:
+        child = 2 * at + 1
+        if child >= t.heap_count:
+            break
+        if child + 1 < t.heap_count and t.heap[child + 1].deadline < t.heap[child].deadline:
+            child += 1
+        if transport.deadline <= t.heap[child].deadline:
+            break
+        heap_place(t, at, t.heap[child])
+        at = child
+    heap_place(t, at, transport)
+
+
+cdef inline void unschedule(Thread *t, Transport *transport) noexcept nogil:
+    cdef int at = transport.heap_index
+    cdef Transport *last
+    if at < 0:
+        return
+    transport.heap_index = -1
+    t.heap_count -= 1
+    if at < t.heap_count:
+        last = t.heap[t.heap_count]
+        heap_place(t, at, last)
+        heap_up(t, at)
+        heap_down(t, last.heap_index)
+
+
+cdef inline void schedule(Thread *t, Transport *transport, int64_t at) noexcept nogil:
+    """Let the transport's timers run at `at` or before. The heap has room for every transport of the plane."""
+    if transport.heap_index < 0:
+        transport.deadline = at
+        t.heap_count += 1
+        heap_place(t, t.heap_count - 1, transport)
+        heap_up(t, t.heap_count - 1)
+    elif at < transport.deadline:
+        transport.deadline = at
+        heap_up(t, transport.heap_index)
+
+
+# -- waking and crossing -----------------------------------------------------------------------------------------
+
+cdef inline void signal_fd(int fd) noexcept nogil:
+    cdef uint64_t one = 1
+    c_write(fd, &one, sizeof(one))
+
+
+cdef inline void wake(Thread *t) noexcept nogil:
+    """Only a thread that sleeps, or is about to, costs a system call."""
+    fence()
+    if load_int(&t.sleeping) and exchange_int(&t.sleeping, 0):
+        signal_fd(t.wake_fd)
+
+
+cdef inline CrossEntry *cross_begin(Thread *from_, int to) noexcept nogil:
+    """The next free entry towards another thread, or NULL. Publish with `cross_commit`."""
+    cdef CrossRing *ring = from_.plane.rings[from_.index * from_.plane.thread_count + to]
+    if ring.head - load_u32(&ring.tail) == RING_SLOTS:
+        return NULL
+    return &ring.entries[ring.head & (RING_SLOTS - 1)]
+
+
+cdef inline void cross_commit(Thread *from_, int to) noexcept nogil:
+    cdef CrossRing *ring = from_.plane.rings[from_.index * from_.plane.thread_count + to]
+    store_u32(&ring.head, ring.head + 1)
+
+
+cdef inline bint cross_request(Thread *from_, int to, uint8_t kind, uint64_t stream) noexcept nogil:
+    """Send a CROSS_KEYFRAME or CROSS_LAYERS. False: the ring is full."""
+    cdef CrossEntry *entry = cross_begin(from_, to)
+    if entry == NULL:
+        count_drop(from_, DROP_RING_FULL)
+        return False
+    entry.kind = kind
+    entry.stream = stream
+    cross_commit(from_, to)
+    wake(&from_.plane.threads[to])
+    return True
+
+
+# -- the source clock, read by every thread ------------------------------------------------------------------------
+
+cdef inline void clock_write(SourceClock *c, uint64_t ntp, uint32_t timestamp, int64_t received) noexcept nogil:
+    store_u32(&c.version, c.version + 1)
+    fence()
+    c.ntp = ntp
+    c.timestamp = timestamp
+    c.received = received
+    fence()
+    store_u32(&c.version, c.version + 1)
+
+
+cdef inline bint clock_read(SourceClock *c, SourceClock *out) noexcept nogil:
+    """False: no sender report yet (or one is being written just now)."""
+    cdef uint32_t version = load_u32(&c.version)
+    if version & 1:
+        return False
+    out.ntp = c.ntp
+    out.timestamp = c.timestamp
+    out.received = c.received
+    fence()
+    return load_u32(&c.version) == version and out.received != 0
