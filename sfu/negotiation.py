@@ -298,13 +298,9 @@ class Negotiation:
         self, sections: Sequence[Section], bundle: tuple[str, ...], local: LocalParameters, *, answering: bool
     ) -> str:
         self._version += 1
-        carrier = bundle[0] if bundle else None
         return sdp.serialize(
             Description(
-                sections=tuple(
-                    _describe(section, local, with_candidates=section.mid == carrier, answering=answering)
-                    for section in sections
-                ),
+                sections=tuple(_describe(section, local, answering=answering) for section in sections),
                 bundle=bundle,
                 session_id=self._session_id,
                 version=self._version,
@@ -433,7 +429,7 @@ def _stopped(section: Section) -> Section:
     return replace(section, receives=False, outgoing=None)
 
 
-def _describe(section: Section, local: LocalParameters, *, with_candidates: bool, answering: bool) -> MediaSection:
+def _describe(section: Section, local: LocalParameters, *, answering: bool) -> MediaSection:
     formats = tuple(str(codec.payload_type) for codec in section.codecs) or section.formats or ("0",)
     if not section.live:
         return MediaSection(
@@ -471,8 +467,9 @@ def _describe(section: Section, local: LocalParameters, *, with_candidates: bool
         msid=f"{outgoing.stream_id} {outgoing.track_id}" if outgoing else None,
         ssrcs=tuple((ssrc, outgoing.cname) for ssrc in (outgoing.ssrc, outgoing.rtx_ssrc) if ssrc) if outgoing else (),
         ssrc_groups=(SsrcGroup("FID", (outgoing.ssrc, outgoing.rtx_ssrc)),) if outgoing and outgoing.rtx_ssrc else (),
-        candidates=local.candidates if with_candidates else (),
-        end_of_candidates=with_candidates,
+        # In each section of the bundle (SDP-3 asks for one): aiortc with max-bundle reads the last one's.
+        candidates=local.candidates,
+        end_of_candidates=True,
         sctp_port=5000 if is_data else None,
         max_message_size=DATA_MESSAGE_BYTES_MAX if is_data else None,
     )
