@@ -33,9 +33,10 @@ MTU_BYTES: Final = 1200
 HANDSHAKE_TIMEOUT: Final = 30.0
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
 RETRANSMIT_MIN: Final = 0.05
-RETRANSMIT_MAX: Final = 5.0
+RETRANSMIT_MAX: Final = 1.0
 
 _RECORD_HEADER_BYTES: Final = 13
+_HANDSHAKE_CONTENT: Final = frozenset({20, 22})  # ChangeCipherSpec and Handshake (RFC 5246 §6.2.1)
 _DTLS_1_2: Final = 0xFEFD
 _LABEL: Final = b"EXTRACTOR-dtls_srtp"
 _CIPHERS: Final = b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"
@@ -113,6 +114,7 @@ class DtlsAssociation:
         self._flight: list[bytes] = []
         self._retransmit_after = max(RETRANSMIT_MIN, 1.5 * rtt)
         self._retransmit_at: float | None = None
+        self._repeated_at = now
         if is_client:
             self._ssl.set_connect_state()
             self._advance(now)
@@ -124,15 +126,26 @@ class DtlsAssociation:
 
         Application data (SCTP) is read and dropped: there is no data channel association behind it.
         """
-        if self.state is DtlsState.CLOSED:
+        if self.state is DtlsState.CLOSED or not data:
             return
-        if self.state is DtlsState.HANDSHAKE:
+        if self.state is DtlsState.ESTABLISHED:
+            self._repeat_final_flight(data, now)
+        else:
             self._received_bytes += len(data)
             if self._received_bytes > HANDSHAKE_BYTES_MAX:
                 self._fail("handshake above its size limit")
                 return
         self._ssl.bio_write(data)
         self._advance(now)
+
+    def _repeat_final_flight(self, data: bytes, now: float) -> None:
+        """The peer still speaks of the handshake, so our last flight was lost (RFC 6347 §4.2.4).
+
+        OpenSSL would notice by itself, unless the peer repeats its records unchanged: then they are replays to it.
+        """
+        if data[0] in _HANDSHAKE_CONTENT and now < self._deadline and now - self._repeated_at >= RETRANSMIT_MIN:
+            self._repeated_at = now
+            self._out += self._flight
 
     def _advance(self, now: float) -> None:
         try:
@@ -159,7 +172,8 @@ class DtlsAssociation:
             self._fail("no common SRTP profile")
 
     def _collect(self, now: float) -> None:
-        """Move what OpenSSL wrote to `_out`; during the handshake it is the new last flight."""
+        """Move what OpenSSL wrote to `_out`; in the handshake it is the new last flight."""
+        handshaking = self._retransmit_at is not None or self.state is DtlsState.HANDSHAKE
         written = bytearray()
         try:
             while True:
@@ -168,14 +182,11 @@ class DtlsAssociation:
             pass
         datagrams = list(_datagrams(bytes(written)))
         self._out += datagrams
-        if self.state is DtlsState.HANDSHAKE:
-            if datagrams:
-                self._flight = datagrams
-                self._retransmit_at = now + self._retransmit_after
-        else:
-            # The last flight of all is resent by OpenSSL, when the peer repeats its own (RFC 6347 §4.2.4).
-            self._flight = []
-            self._retransmit_at = None
+        if handshaking and datagrams:
+            self._flight = datagrams
+            self._retransmit_at = now + self._retransmit_after
+        if self.state is not DtlsState.HANDSHAKE:
+            self._retransmit_at = None  # whoever sends last repeats only on demand
 
     def _profile(self) -> SrtpProfile | None:
         name = self._ssl.get_selected_srtp_profile().decode()
