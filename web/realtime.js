@@ -107,6 +107,7 @@ export class Subscription extends EventTarget {
 
 /**
  * Dispatches "statechange". `state` is one of
+ *   idle          nothing is published or pulled, so there is no session
  *   connecting    the first session is being set up
  *   connected     media can flow
  *   reconnecting  the session or its transport was lost; another one is being set up
@@ -126,7 +127,7 @@ export class RealtimeClient extends EventTarget {
   constructor({ prefix = "/partytracks" } = {}) {
     super();
     this.#prefix = prefix;
-    this.state = "connecting";
+    this.state = "idle";
     this.#run();
   }
 
@@ -174,8 +175,11 @@ export class RealtimeClient extends EventTarget {
     let attempts = 0;
     while (!this.#closed) {
       try {
-        this.#session ??= await this.#open();
-        await this.#reconcile(this.#session);
+        this.#forgetUnused();
+        if (this.#publications.size || this.#subscriptions.size) {
+          this.#session ??= await this.#open();
+          await this.#reconcile(this.#session);
+        }
         attempts = 0;
         await this.#idle(this.#untilNextRetry());
       } catch (error) {
@@ -196,7 +200,7 @@ export class RealtimeClient extends EventTarget {
     const all = [...this.#publications, ...this.#subscriptions];
     const due = (wanted) => !wanted.closed && !wanted.transceiver && wanted.retryAt <= now;
     const steps = [
-      [all.filter((item) => item.closed), (batch) => this.#close(session, batch)],
+      [all.filter((item) => item.closed && item.transceiver), (batch) => this.#close(session, batch)],
       [[...this.#publications].filter(due), (batch) => this.#publish(session, batch)],
       [[...this.#subscriptions].filter(due), (batch) => this.#subscribe(session, batch)],
       [[...this.#subscriptions].filter(layerChanged), (batch) => this.#update(session, batch)],
@@ -205,6 +209,13 @@ export class RealtimeClient extends EventTarget {
       for (let start = 0; start < items.length && !session.lost && !this.#closed; start += BATCH) {
         await step(items.slice(start, start + BATCH));
       }
+    }
+  }
+
+  /** What was closed before the session had it, or after the session was lost, needs no request. */
+  #forgetUnused() {
+    for (const items of [this.#publications, this.#subscriptions]) {
+      for (const item of items) if (item.closed && !item.transceiver) items.delete(item);
     }
   }
 
@@ -234,6 +245,7 @@ export class RealtimeClient extends EventTarget {
   // ---- sessions ----
 
   async #open() {
+    if (this.state === "idle") this.#setState("connecting");
     const [{ sessionId }, { iceServers }] = await Promise.all([
       this.#call("POST", "/sessions/new"),
       this.#call("GET", "/generate-ice-servers"),
@@ -350,18 +362,33 @@ export class RealtimeClient extends EventTarget {
     });
   }
 
-  /** Stopping the transceivers frees their media sections for later tracks, so descriptions do not grow. */
+  /**
+   * Stopping the transceivers frees their media sections for later tracks, so descriptions do not grow.
+   *
+   * All but one: a browser whose offer ends the section that carries the BUNDLE group builds its transport anew, and
+   * every track pauses. That section is emptied instead and stays for as long as the session does.
+   */
   async #close(session, items) {
-    const open = items.filter((item) => item.transceiver);
-    if (open.length > 0) {
-      const tracks = open.map(({ transceiver }) => ({ mid: transceiver.mid }));
-      open.forEach(({ transceiver }) => transceiver.stop());
-      await this.#offer(session, "PUT", "tracks/close", () => ({ tracks, force: false }));
-    }
     for (const item of items) {
-      item.transceiver = null;
       this.#publications.delete(item);
       this.#subscriptions.delete(item);
+    }
+    if (this.#publications.size + this.#subscriptions.size === 0) {
+      this.#drop();
+      this.#setState("idle");
+      return;
+    }
+    const carrier = bundleCarrier(session.connection);
+    const emptied = items.filter(({ transceiver }) => transceiver.mid === carrier);
+    const stopped = items.filter(({ transceiver }) => transceiver.mid !== carrier);
+    if (emptied.length > 0) {
+      await emptied[0].transceiver.sender.replaceTrack(null);
+      await this.#call("PUT", `/sessions/${session.id}/tracks/close`, { tracks: [{ mid: carrier }], force: true });
+    }
+    if (stopped.length > 0) {
+      const tracks = stopped.map(({ transceiver }) => ({ mid: transceiver.mid }));
+      stopped.forEach(({ transceiver }) => transceiver.stop());
+      await this.#offer(session, "PUT", "tracks/close", () => ({ tracks, force: false }));
     }
   }
 
@@ -405,5 +432,7 @@ export class RealtimeClient extends EventTarget {
 
 const layerChanged = ({ closed, transceiver, preferredRid, appliedRid }) =>
   !closed && transceiver && preferredRid !== appliedRid;
+
+const bundleCarrier = ({ currentLocalDescription }) => currentLocalDescription?.sdp.match(/^a=group:BUNDLE (\S+)/m)?.[1];
 
 const description = ({ localDescription: { type, sdp } }) => ({ type, sdp });

@@ -3,7 +3,7 @@
 import { hueOf } from "./sources.js";
 import { formatBitrate } from "./stats.js";
 
-const SPEAKING_LEVEL = 0.02;
+const SPEAKING_LEVEL = 0.06;
 
 export class Tile {
   #stream = new MediaStream();
