@@ -123,7 +123,7 @@ cdef struct Client:
     Client *next_dirty
 
 cdef enum:
-    STREAM = 0xFFFFFFFF
+    STREAM = 0x7FFFFFFF
 
 cdef struct Shared:             # by all shards
     uint8_t denied_ports[PORT_SET_BYTES]

@@ -1,0 +1,341 @@
+"""TurnService: the package's facade and its shell. Builds the parts from the settings and runs them."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from turn.auth import Authenticator
+from turn.credentials import (
+    CredentialChain,
+    CredentialIssuer,
+    CredentialSource,
+    IssuedCredential,
+    RestSecrets,
+    StaticUsers,
+)
+from turn.endpoint import TurnEndpoint, tls_context
+from turn.errors import ConfigurationError, InvalidParams, TurnError
+from turn.interfaces import parse_fib_trie, parse_if_inet6
+from turn.policy import PeerPolicy
+from turn.relayports import PortPool
+from turn.relays import PlaneRelays, make_plane
+from turn.server import AllocationClosed, AllocationCreated, Event, Redirect, RelayAddress, TurnServer
+from turn.settings import TurnSettings
+from wire.stun import IPAddress, TransportAddress
+
+__all__ = ["IceServer", "TurnService", "TurnSettings", "TurnStats"]
+
+logger = logging.getLogger(__name__)
+audit = logging.getLogger("turn.audit")
+
+_DESCRIPTOR_MARGIN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class IceServer:
+    """One entry of `iceServers`."""
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStats:
+    """Counters since the start, and live objects, for metrics."""
+
+    counters: Mapping[str, int]
+    live: Mapping[str, int]
+
+
+class TurnService:
+    """A STUN and TURN server with its credentials. `start`, then `close`; both on one event loop."""
+
+    def __init__(
+        self,
+        settings: TurnSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Check and compile the settings; touches no socket.
+
+        Raises:
+            ConfigurationError: naming the setting.
+        """
+        settings.check()
+        self.settings = settings
+        self._clock = clock
+        self._wall_clock = wall_clock
+        secret = settings.credential_secret.encode() or secrets.token_bytes(32)
+        self._issuer = CredentialIssuer(secret, settings.realm)
+        self._users = StaticUsers(settings.users, settings.realm)
+        self._endpoint: TurnEndpoint | None = None
+        self._server: TurnServer | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._final: TurnStats | None = None
+        self._usage = {"relayed_bytes_from_clients": 0, "relayed_bytes_to_clients": 0}
+
+    # Life.
+
+    async def start(self) -> None:
+        """Bind, start the relay threads and begin to serve.
+
+        Raises:
+            OSError: an address cannot be bound, or the certificate not be read.
+            ConfigurationError: this machine cannot serve the settings.
+        """
+        if self._endpoint is not None:
+            raise TurnError("started already")
+        settings = self.settings
+        machine = _machine_addresses()
+        listen = _expand(settings.listen_addresses, machine)
+        relay_hosts = _expand(settings.relay_addresses, machine) or listen
+        relays = [self._relay_address(ip) for ip in relay_hosts]
+        _ensure_descriptors(settings, len({ip.version for ip in relay_hosts}))
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            self._tls = tls_context(str(settings.tls_certificate), str(settings.tls_key))
+        policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
+        plane = make_plane(settings, len({ip.version for ip in relay_hosts}))
+        adapter = PlaneRelays(plane)
+        self._server = TurnServer(settings, self._authenticator(), policy, adapter, relays)
+        endpoint = TurnEndpoint(
+            settings, listen, self._server, plane, adapter, on_event=self._event_happened, clock=self._clock
+        )
+        await endpoint.start(self._tls)
+        self._endpoint = endpoint
+        if settings.allow_loopback_peers:
+            logger.warning("loopback peers are allowed: clients can reach services on this machine")
+        logger.info("TURN listens on port %d (TLS %d)", endpoint.port, endpoint.tls_port)
+
+    async def close(self) -> None:
+        """End every allocation and free everything. Idempotent."""
+        if self._endpoint is not None:
+            endpoint = self._endpoint
+            await endpoint.close()
+            self._final = self.stats()
+            self._endpoint = None
+            self._server = None
+
+    def drain(self, redirect: Redirect | None = None) -> None:
+        """Take no new allocations (R3); `live_counts` tells when the last one is gone."""
+        if self._server is not None:
+            self._server.drain(redirect)
+
+    def reload_certificate(self) -> None:
+        """Read certificate and key again; connections go on (T5).
+
+        Raises:
+            OSError, ssl.SSLError: the files cannot be read; the old ones stay in force.
+        """
+        if self._tls is not None:
+            tls_context(str(self.settings.tls_certificate), str(self.settings.tls_key))
+            self._tls.load_cert_chain(str(self.settings.tls_certificate), str(self.settings.tls_key))
+
+    # What others ask.
+
+    @property
+    def port(self) -> int:
+        """UDP and TCP port in use, after `start`."""
+        return self._running().port
+
+    @property
+    def tls_port(self) -> int:
+        """TLS port in use, 0 without TLS."""
+        return self._running().tls_port
+
+    def stats(self) -> TurnStats:
+        """Counters and live objects; after `close`, the last ones."""
+        if self._endpoint is None or self._server is None:
+            return self._final or TurnStats({}, {})
+        counters = dict(self._usage)
+        counters |= {f"requests_{name}": count for name, count in self._server.counters.items()}
+        counters |= {f"plane_{name}": count for name, count in self._endpoint.plane_counters().items()}
+        counters |= dict(self._endpoint.counters)
+        return TurnStats(counters, self._endpoint.live_counts())
+
+    def live_counts(self) -> dict[str, int]:
+        """Live objects by kind; all 0 after `close`."""
+        if self._endpoint is not None:
+            return self._endpoint.live_counts()
+        return dict.fromkeys(self._final.live, 0) if self._final else {}
+
+    # Credentials.
+
+    def key_token(self, key_id: str) -> str | None:
+        """The bearer token of an API key; None when there is no such key."""
+        return self.settings.keys.get(key_id)
+
+    def ice_servers(
+        self, ttl: float | None = None, *, key_id: str = "", custom_identifier: str | None = None
+    ) -> tuple[IceServer, ...]:
+        """A STUN entry, and a TURN entry with a new credential, listing only what listens.
+
+        Args:
+            ttl: seconds, up to `credential_ttl_max`; None: `credential_ttl`.
+            key_id: under which the credential can be revoked.
+            custom_identifier: whom it is for.
+
+        Raises:
+            InvalidParams: `ttl` or `custom_identifier` is outside its limits.
+        """
+        issued = self.issue(ttl, key_id=key_id, custom_identifier=custom_identifier)
+        stun, turn = self.urls()
+        servers = [IceServer(stun)] if stun else []
+        return (*servers, IceServer(turn, issued.username, issued.credential))
+
+    def issue(
+        self, ttl: float | None = None, *, key_id: str = "", custom_identifier: str | None = None
+    ) -> IssuedCredential:
+        """A new credential; see `ice_servers`."""
+        seconds = self.settings.credential_ttl if ttl is None else ttl
+        if not 0 < seconds <= self.settings.credential_ttl_max:
+            raise InvalidParams(f"ttl must be above 0 and at most {self.settings.credential_ttl_max:.0f} s")
+        return self._issuer.issue(key_id, seconds, self._wall_clock(), custom_identifier)
+
+    def revoke(self, key_id: str, username: str) -> None:
+        """End a credential and its allocations.
+
+        Raises:
+            UnknownCredential: not issued here under this key.
+        """
+        self._issuer.revoke(key_id, username, self._wall_clock())
+        if self._endpoint is not None:
+            self._endpoint.revoke(username)
+
+    def urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """`stun:` and `turn:` urls, in the order in which clients should try them."""
+        endpoint = self._running()
+        host = self.settings.public_host or self._default_host()
+        host = f"[{host}]" if ":" in host else host
+        stun = [f"stun:{host}:{endpoint.port}"] if self.settings.udp else []
+        turn = [f"turn:{host}:{endpoint.port}?transport=udp"] if self.settings.udp else []
+        if self.settings.tcp:
+            turn.append(f"turn:{host}:{endpoint.port}?transport=tcp")
+        if endpoint.tls_port:
+            turn.append(f"turns:{host}:{endpoint.tls_port}?transport=tcp")
+        return tuple(stun), tuple(turn)
+
+    # Building.
+
+    def _running(self) -> TurnEndpoint:
+        if self._endpoint is None:
+            raise TurnError("not started")
+        return self._endpoint
+
+    def _default_host(self) -> str:
+        listen = self.settings.listen_addresses[0]
+        return self.settings.external_addresses.get(listen, listen)
+
+    def _authenticator(self) -> Authenticator:
+        settings = self.settings
+        rest = RestSecrets(
+            settings.rest_secrets,
+            settings.realm,
+            separator=settings.rest_separator,
+            ttl_max=settings.rest_ttl_max,
+            strict_expiry=settings.strict_expiry,
+        )
+        sources: list[CredentialSource] = [self._users, rest, self._issuer]
+        # I9: names that cannot be enumerated cannot be found by their hash.
+        static_only = bool(self._users) and not settings.rest_secrets and not settings.keys
+        return Authenticator(
+            settings.realm,
+            CredentialChain(sources),
+            users=self._users if static_only else None,
+            nonce_lifetime=settings.nonce_lifetime,
+            wall_clock=self._wall_clock,
+        )
+
+    def _policy(self, own: set[IPAddress], relays: Sequence[IPAddress]) -> PeerPolicy:
+        settings = self.settings
+        external = {_address("external_addresses", ip) for ip in settings.external_addresses.values()}
+        return PeerPolicy(
+            allowed=settings.allow_peers,
+            denied=settings.deny_peers,
+            allow_loopback=settings.allow_loopback_peers,
+            own_addresses=own | external,
+            relay_addresses=relays,
+            allowed_endpoints=[_endpoint_address(text) for text in settings.allow_endpoints],
+            denied_ports=settings.deny_peer_ports,
+            min_port=settings.min_peer_port,
+        )
+
+    def _relay_address(self, ip: IPAddress) -> RelayAddress:
+        external = self.settings.external_addresses.get(str(ip))
+        return RelayAddress(
+            ip,
+            ip if external is None else _address("external_addresses", external),
+            PortPool(self.settings.relay_port_min, self.settings.relay_port_max),
+        )
+
+    def _event_happened(self, event: Event) -> None:
+        """The audit log (X22): identity, addresses, bytes; off unless the operator turns that logger on."""
+        name = event.username.encode("unicode_escape").decode()
+        match event:
+            case AllocationCreated(five_tuple, _, relayed):
+                audit.info("allocated user=%s client=%s relay=%s", name, five_tuple, ",".join(map(str, relayed)))
+            case AllocationClosed(five_tuple, _, reason, usage):
+                self._usage["relayed_bytes_from_clients"] += usage.bytes_from_client
+                self._usage["relayed_bytes_to_clients"] += usage.bytes_to_client
+                audit.info(
+                    "closed user=%s client=%s reason=%s from_client=%d to_client=%d",
+                    name, five_tuple, reason.value, usage.bytes_from_client, usage.bytes_to_client,
+                )  # fmt: skip
+
+
+def _machine_addresses() -> set[IPAddress]:
+    found: set[IPAddress] = set()
+    for path, parse in (("/proc/net/fib_trie", parse_fib_trie), ("/proc/net/if_inet6", parse_if_inet6)):
+        try:
+            found |= parse(Path(path).read_text())
+        except FileNotFoundError:  # a kernel without the family
+            continue
+    return found
+
+
+def _expand(hosts: Sequence[str], machine: set[IPAddress]) -> list[IPAddress]:
+    """The addresses to bind: a wildcard becomes every address of its family but loopback and link-local (T9)."""
+    found: dict[IPAddress, None] = {}
+    for host in hosts:
+        ip = _address("listen_addresses and relay_addresses", host)
+        if not ip.is_unspecified:
+            found[ip] = None
+            continue
+        own = [m for m in machine if m.version == ip.version and not m.is_loopback and not m.is_link_local]
+        if not own:
+            raise ConfigurationError(f"{host}: this machine has no such address")
+        found |= dict.fromkeys(sorted(own, key=int))
+    return list(found)
+
+
+def _address(setting: str, text: str) -> IPAddress:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise ConfigurationError(f"{setting}: not an IP address: {text!r}") from None
+
+
+def _endpoint_address(text: str) -> TransportAddress:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"allow_endpoints: not address:port: {text!r}")
+    return TransportAddress(_address("allow_endpoints", host.strip("[]")), int(port))
+
+
+def _ensure_descriptors(settings: TurnSettings, families: int) -> None:
+    """X20: room for every allocation and connection, or no start."""
+    needed = settings.allocations_max * families + settings.connections_max + _DESCRIPTOR_MARGIN
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ConfigurationError(f"allocations_max needs {needed} file descriptors; the limit is {hard}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
