@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torpor
@@ -55,12 +55,46 @@ class Figures:
             self.lag.observe(max(0.0, time.monotonic() - due))
 
 
+MEDIA_COUNTERS: Mapping[str, str] = {
+    "datagrams_in": "UDP datagrams received.",
+    "bytes_in": "UDP payload bytes received.",
+    "rtp_in": "RTP packets received.",
+    "rtcp_in": "RTCP packets received.",
+    "stun_in": "STUN messages received.",
+    "dtls_in": "DTLS records received.",
+    "forwarded": "RTP packets sent to subscribers, first time.",
+    "resent": "RTP packets sent again for a subscriber's NACK.",
+    "rtcp_out": "RTCP packets sent.",
+    "nacks_out": "Packets asked of publishers again.",
+    "keyframe_requests_out": "Key frames asked of publishers.",
+    "crossed": "Packets handed from one forwarding thread to another.",
+    "batches": "Receive calls that returned datagrams.",
+    "wakeups": "Times a forwarding thread woke.",
+    "datagrams_out": "UDP datagrams sent.",
+    "bytes_out": "UDP payload bytes sent.",
+    "send_calls": "Send calls.",
+    "gso_trains": "Sends of several datagrams as one (UDP GSO).",
+    "gso_datagrams": "Datagrams in those.",
+    "gso_refused": "Sockets that refused UDP GSO.",
+    "send_held": "Datagrams held back while a socket was full.",
+}
+
+MEDIA_GAUGES: Mapping[str, str] = {
+    "cache_bytes": "Packets kept for repair.",
+    "transports": "Transports of the media plane.",
+    "tracks": "Tracks received by the media plane.",
+    "forwarders": "Tracks sent to a subscriber by the media plane.",
+}
+
+
 def media_families(stats: SfuStats) -> Iterator[Family]:
-    """The media plane's counters under metric names: `packets_in` becomes `torpor_media_packets_in_total`."""
+    """The media plane's counters under metric names: `rtp_in` becomes `torpor_media_rtp_in_total`."""
     drops = {name.removeprefix("drop_"): n for name, n in stats.counters.items() if name.startswith("drop_")}
-    for name, value in sorted(stats.counters.items()):
-        if not name.startswith("drop_"):
-            yield counter(f"torpor_media_{name}_total", "Media plane, all threads; see docs/operations.md.", value)
+    for name, value in stats.counters.items():
+        if name in MEDIA_GAUGES:
+            yield gauge(f"torpor_media_{name}", MEDIA_GAUGES[name], value)
+        elif not name.startswith("drop_"):
+            yield counter(f"torpor_media_{name}_total", MEDIA_COUNTERS.get(name, name), value)
     yield counter("torpor_media_drops_total", "Packets dropped, by reason.", drops, "reason")
     yield gauge("torpor_media_live", "Live objects by kind.", stats.live, "kind")
     yield _powers_of_two(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.server import Server, running_server
+from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES
 
 NO_MEDIA = ("--media-enabled", "false")
 
@@ -208,3 +210,36 @@ def _self_signed(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate_path, key_path
+
+
+class TestMedia:
+    """The media side belongs to the server: started with it, seen in its figures, closed with it."""
+
+    async def test_the_udp_port_has_the_number_of_the_tcp_port(self) -> None:
+        async with running_server() as server:
+            assert server.udp_port == server.port
+
+    async def test_every_figure_of_the_plane_has_a_name_and_a_text(self) -> None:
+        async with running_server() as server, httpx.AsyncClient(base_url=server.url) as client:
+            text = (await client.get("/metrics")).text
+        families = dict(re.findall(r"^# HELP (torpor_media_\S+) (.*)$", text, re.MULTILINE))
+        names = set(MEDIA_COUNTERS) | set(MEDIA_GAUGES)
+        plane = {name.removeprefix("torpor_media_").removesuffix("_total"): text for name, text in families.items()}
+        assert set(plane) - names == {"drops", "live", "forward_seconds", "batch_datagrams"}
+        assert names <= set(plane)
+
+    async def test_sessions_appear_in_the_figures_and_close_with_the_server(self) -> None:
+        async with (
+            running_server() as server,
+            httpx.AsyncClient(base_url=server.api, headers=server.authorization) as client,
+        ):
+            session_id = (await client.post("/sessions/new")).json()["sessionId"]
+            assert (await client.get(f"/sessions/{session_id}")).json() == {"tracks": [], "dataChannels": []}
+            figures = (await client.get(f"{server.url}/metrics")).text
+            assert 'torpor_media_live{kind="sessions"} 1\n' in figures
+            async with client.stream("GET", "/events") as stream:
+                chunks = stream.aiter_text()
+                assert await anext(chunks) == ":\n\n"
+                await server.stop()
+                assert [chunk async for chunk in chunks] == []
+        assert [entry["event"] for entry in server.log if session_id in entry["event"]]

@@ -135,4 +135,4 @@ class FakeSfu:
         return {"sessions": len(self.sessions)}
 
     def stats(self) -> SfuStats:
-        return SfuStats({"packets_in": 7, "drop_no_keys": 2}, self.live_counts(), (1, 2, 3), (4, 0, 1))
+        return SfuStats({"rtp_in": 7, "cache_bytes": 5, "drop_no_keys": 2}, self.live_counts(), (1, 2, 3), (4, 0, 1))

@@ -75,7 +75,8 @@ class TestMetrics:
         new = "/v1/apps/{appId}/sessions/new"
         assert f'torpor_http_requests_total{{route="{new}",method="POST",status="201"}} 1' in lines
         assert 'torpor_media_drops_total{reason="no_keys"} 2' in lines
-        assert "torpor_media_packets_in_total 7" in lines
+        assert "torpor_media_rtp_in_total 7" in lines
+        assert "# TYPE torpor_media_cache_bytes gauge" in lines
         assert 'torpor_media_live{kind="sessions"} 1' in lines
         assert 'torpor_media_forward_seconds_bucket{le="1e-06"} 1' in lines
         assert 'torpor_media_forward_seconds_bucket{le="+Inf"} 6' in lines
