@@ -439,6 +439,13 @@ def _describe(section: Section, local: LocalParameters, *, answering: bool) -> M
             formats=formats,
             mid=section.mid or None,
             direction=Direction.INACTIVE,
+            # Without meaning in a rejected section, but aiortc refuses a description that lacks them.
+            ice_ufrag=local.ufrag,
+            ice_pwd=local.pwd,
+            setup=local.setup,
+            fingerprints=(local.fingerprint,),
+            rtcp_mux=section.kind != "application",
+            codecs=section.codecs,
         )
     is_data = section.kind == "application"
     outgoing = section.outgoing
