@@ -61,10 +61,12 @@ async def measure(make: Callable[[], Server], case: Case, pps: float, seconds: f
     peers = []
     try:
         sources = [await server.publish(ssrc) for ssrc in range(1, case.publishers + 1)]
+        publishers = [Publisher(peer, index + 1, case.packet_bytes) for index, peer in enumerate(sources)]
+        for publisher in publishers:
+            publisher.send(*publisher.frame())  # a track that has sent nothing yet cannot be pulled
         subscribers = [await server.subscribe(source) for source in sources for _ in range(case.fan_out)]
         peers = [*sources, *subscribers]
         await server.ready()
-        publishers = [Publisher(peer, index + 1, case.packet_bytes) for index, peer in enumerate(sources)]
         meter = Meter(subscribers, case.packet_bytes)
 
         def once(rate: float, duration: float) -> Run:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 SERVER_HOST, CLIENT_HOST = "10.87.87.1", "10.87.87.2"
 SERVER_NAMESPACE, CLIENT_NAMESPACE = "torpor-bench-server", "torpor-bench-client"
-_INSIDE = "TORPOR_BENCH_INSIDE"
+_INSIDE = "BENCH_ON_CLIENT_HOST"
 
 
 def _ip(*words: str) -> None:
