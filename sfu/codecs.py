@@ -85,7 +85,7 @@ def supported(codecs: Iterable[sdp.Codec], kind: str) -> tuple[sdp.Codec, ...]:
     """Those we forward, in their order, with the feedback we speak; RTX only with the codec it repairs."""
     known = _CODECS[kind]
     codecs = tuple(codecs)
-    media = {codec.payload_type for codec in codecs if (codec.name.lower(), codec.clock_rate) in known}
+    media = {c.payload_type: c.clock_rate for c in codecs if (c.name.lower(), c.clock_rate) in known}
     return tuple(
         sdp.Codec(
             codec.payload_type,
@@ -96,7 +96,7 @@ def supported(codecs: Iterable[sdp.Codec], kind: str) -> tuple[sdp.Codec, ...]:
             tuple(feedback for feedback in codec.feedback if feedback in _FEEDBACK),
         )
         for codec in codecs
-        if codec.payload_type in media or codec.apt in media
+        if codec.payload_type in media or (codec.apt is not None and media.get(codec.apt) == codec.clock_rate)
     )
 
 

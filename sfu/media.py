@@ -15,7 +15,7 @@ from sfu import codecs as codec_rules
 from sfu.errors import TrackNotFound
 from sfu.events import Event, TrackClosed, TrackPublished
 from sfu.messages import Kind, Location, SessionId, SimulcastPreference, TrackState, TrackStatus
-from sfu.negotiation import Outgoing, Section
+from sfu.negotiation import LAYERS_MAX, Outgoing, Section
 from sfu.router import Router, cname_of
 from sfu.track import LocalTrack, RemoteTrack
 from wire.sdp import MediaSection
@@ -145,26 +145,18 @@ class SessionMedia:
                 self._reconcile_remote(remote, agreed[mid])
 
     def _reconcile_local(self, track: LocalTrack, section: Section, now: float) -> None:
-        ssrcs = _signalled_ssrcs(section)
-        if track.plane_id is not None and (track.codecs, track.extensions, track.rids, track.ssrcs) == (
-            section.codecs,
-            section.extensions,
-            section.rids,
-            ssrcs,
-        ):
-            return
-        track.codecs, track.extensions, track.rids, track.ssrcs = (
-            section.codecs,
-            section.extensions,
-            section.rids,
-            ssrcs,
-        )
+        rids, ssrcs = _layers(section)
+        agreed = (section.codecs, section.extensions, rids, ssrcs)
+        if track.plane_id is not None:
+            if (track.codecs, track.extensions, track.rids, track.ssrcs) == agreed:
+                return
+            if track.rids != rids:
+                self._router.unbind(track)
+        track.codecs, track.extensions, track.rids, track.ssrcs = agreed
         codecs = codec_rules.plane_codecs(section.codecs, section.kind)
         extensions = codec_rules.receive_extensions(section.extensions)
         if track.plane_id is not None:
-            self._plane.update_track(
-                track.plane_id, codecs=codecs, extensions=extensions, rids=section.rids, ssrcs=ssrcs
-            )
+            self._plane.update_track(track.plane_id, codecs=codecs, extensions=extensions, rids=rids, ssrcs=ssrcs)
         else:
             try:
                 plane_id = self._plane.add_track(
@@ -173,7 +165,7 @@ class SessionMedia:
                     video=track.kind is Kind.VIDEO,
                     codecs=codecs,
                     extensions=extensions,
-                    rids=section.rids,
+                    rids=rids,
                     ssrcs=ssrcs,
                 )
             except OverflowError:
@@ -242,15 +234,22 @@ def _status(*, active: bool) -> TrackStatus:
     return TrackStatus.ACTIVE if active else TrackStatus.INACTIVE
 
 
-def _signalled_ssrcs(section: Section) -> tuple[tuple[int, int], ...]:
-    """(media, RTX or 0) pairs that the peer's description names; layers of simulcast are learnt by rid instead."""
+def _layers(section: Section) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Layers from best to worst, and signalled (media, RTX or 0) pairs in that order.
+
+    Layers with rids are learnt from their packets. Those of an `a=ssrc-group:SIM`, which goes from worst to best, get
+    the names 0, 1, 2 (SDP-5).
+    """
+    if section.rids:
+        return tuple(sorted(section.rids)), ()
     remote = section.remote
-    if remote is None or section.rids:
-        return ()
-    rtx = {group.ssrcs[0]: group.ssrcs[1] for group in remote.ssrc_groups if _is_fid(group.semantics, group.ssrcs)}
+    if remote is None:
+        return (), ()
+    groups = [(group.semantics, group.ssrcs) for group in remote.ssrc_groups]
+    rtx = {ssrcs[0]: ssrcs[1] for semantics, ssrcs in groups if semantics == "FID" and len(ssrcs) == 2}
+    simulcast = next((ssrcs for semantics, ssrcs in groups if semantics == "SIM"), ())
+    if 1 < len(simulcast) <= LAYERS_MAX:
+        return tuple(map(str, range(len(simulcast)))), tuple((ssrc, rtx.get(ssrc, 0)) for ssrc in reversed(simulcast))
     repairs = set(rtx.values())
-    return tuple((ssrc, rtx.get(ssrc, 0)) for ssrc, _ in remote.ssrcs if ssrc and ssrc not in repairs)
-
-
-def _is_fid(semantics: str, ssrcs: tuple[int, ...]) -> bool:
-    return semantics == "FID" and len(ssrcs) == 2
+    media = next((ssrc for ssrc, _ in remote.ssrcs if ssrc and ssrc not in repairs), 0)
+    return (), ((media, rtx.get(media, 0)),) if media else ()

@@ -26,6 +26,9 @@ from wire.errors import SdpError
 from wire.sdp import Codec, Description, Direction, Fingerprint, MediaSection, Rid, Setup, SsrcGroup
 
 RTP_PROTOCOLS: Final = frozenset({"UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/SAVP", "RTP/SAVPF", "RTP/SAVP"})
+MID_BYTES_MAX: Final = 32
+RID_BYTES_MAX: Final = 16
+LAYERS_MAX: Final = 8
 DATA_MESSAGE_BYTES_MAX: Final = 262_144
 _DYNAMIC_PAYLOAD_TYPES: Final = (*range(96, 128), *range(35, 64))  # RFC 5761 §4 leaves these
 _EXTENSION_IDS: Final = range(1, 15)  # the one-byte form's
@@ -321,8 +324,12 @@ def _check_bundle(description: Description) -> RemoteParameters | None:
     for section in live:
         if section.mid is None or section.mid not in description.bundle:
             raise InvalidSessionDescription("every m-section must have a mid in one BUNDLE group")
+        if len(section.mid) > MID_BYTES_MAX:
+            raise InvalidSessionDescription("a mid is too long")
         if section.kind not in ("audio", "video"):
             continue
+        if len(section.simulcast_send) > LAYERS_MAX or any(len(rid.id) > RID_BYTES_MAX for rid in section.rids):
+            raise InvalidSessionDescription("too many simulcast layers, or a rid is too long")
         if section.protocol not in RTP_PROTOCOLS:
             raise InvalidSessionDescription("media must be RTP over DTLS-SRTP")
         if not section.rtcp_mux:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sfu import codecs as codec_rules
 from sfu.errors import TrackError
-from sfu.messages import Ordering, SimulcastPreference
+from sfu.messages import SimulcastPreference
 from sfu.track import LocalTrack, RemoteTrack, TrackKey
 from wire.sdp import Codec
 
@@ -52,6 +52,13 @@ class Router:
         track.plane_id = plane_id
         self._by_plane_id[plane_id] = track
 
+    def unbind(self, track: LocalTrack) -> None:
+        """The plane forgets the track; forwarders that it feeds fall silent until `reconnect`."""
+        if track.plane_id is not None:
+            self._plane.remove_track(track.plane_id)
+            del self._by_plane_id[track.plane_id]
+            track.plane_id = None
+
     def unpublish(self, track: LocalTrack) -> None:
         """End the publication: its subscriptions stay without media. Idempotent."""
         if track.closed:
@@ -62,10 +69,7 @@ class Router:
         for remote in subscribers:
             remote.source = None
             self.connect(remote)
-        if track.plane_id is not None:
-            self._plane.remove_track(track.plane_id)
-            del self._by_plane_id[track.plane_id]
-            track.plane_id = None
+        self.unbind(track)
 
     def subscribe(self, remote: RemoteTrack, source: LocalTrack, preference: SimulcastPreference | None) -> None:
         """Feed `remote` from `source` from now on, in place of what fed it before.
@@ -114,31 +118,6 @@ class Router:
         for remote in source.subscribers:
             self.connect(remote)
 
-    # -- what the plane tells -------------------------------------------------------------------------------------
-
-    def stream_started(self, track: LocalTrack, rid: str, ssrc: int) -> bool:
-        """A layer sent its first packet. True when it is the track's first."""
-        first = not track.started
-        track.started = True
-        track.stalled_at = None
-        if rid not in track.live and rid in track.rids:
-            track.live[rid] = ssrc
-            self._reconsider(track)
-        else:
-            track.live[rid] = ssrc
-        return first
-
-    def stream_ended(self, track: LocalTrack, ssrc: int) -> None:
-        """A layer said BYE (RTCP-5)."""
-        for rid in [rid for rid, known in track.live.items() if known == ssrc]:
-            del track.live[rid]
-            self._reconsider(track)
-
-    def _reconsider(self, track: LocalTrack) -> None:
-        for remote in track.subscribers:
-            if remote.preference is not None and remote.preference.preferred_rid:
-                self.connect(remote)
-
 
 def cname_of(session_id: str) -> str:
     """One CNAME and one stream per publishing session, so that a receiver keeps its tracks in sync (SDP-6)."""
@@ -156,15 +135,9 @@ def check_codecs(publisher: Sequence[Codec], subscriber: Sequence[Codec]) -> Non
 
 
 def choose_layer(source: LocalTrack, preference: SimulcastPreference | None) -> str:
-    """The rid to forward, "" to leave the choice among the live layers to the plane.
+    """The rid to ask the plane for; "" leaves the choice to it, as does a preference for a layer that never was.
 
-    Layers sorted from a to z go from best to worst. A preferred layer is kept even when silent, unless
-    `rid_not_available` lets another take its place.
+    The plane plays the layer asked for while it is alive, else the one playing, else the best live one: it sees each
+    packet, so it decides that. Its order of layers is from a to z, best to worst (realtime-api.md §8).
     """
-    if preference is None or preference.preferred_rid not in source.rids:
-        return ""
-    preferred = preference.preferred_rid
-    if preferred in source.live or preference.rid_not_available is Ordering.NONE:
-        return preferred
-    live = sorted(source.live)
-    return next((rid for rid in live if rid > preferred), live[-1] if live else "")
+    return preference.preferred_rid if preference is not None and preference.preferred_rid in source.rids else ""

@@ -550,18 +550,16 @@ class Sfu:
         if track is None:
             return
         match upcall:
-            case (dataplane.STREAM_STARTED, _, str(rid), int(ssrc)):
-                if self._router.stream_started(track, rid, ssrc):
-                    self._tell(track.app_id, TrackStarted(track.session_id, track.name, now))
-                    self._notify(track.key)
+            case (dataplane.STREAM_STARTED, *_) if not track.started:
+                track.started = True
+                self._tell(track.app_id, TrackStarted(track.session_id, track.name, now))
+                self._notify(track.key)
             case (dataplane.TRACK_STALLED, _):
                 track.stalled_at = now - self.settings.stall_after_s
                 self._tell(track.app_id, TrackStalled(track.session_id, track.name, now))
             case (dataplane.TRACK_RESUMED, _):
                 track.stalled_at = None
                 self._tell(track.app_id, TrackResumed(track.session_id, track.name, now))
-            case (dataplane.BYE, _, int(ssrc)):
-                self._router.stream_ended(track, ssrc)
         entry = self._entries.get(track.session_id)
         if entry is not None:
             self._follow(entry, now)

@@ -31,14 +31,13 @@ class LocalTrack:
     codecs: tuple[Codec, ...] = ()
     extensions: tuple[tuple[int, str], ...] = ()
     rids: tuple[str, ...] = ()
+    """Simulcast layers from best to worst; empty for a single one."""
     ssrcs: tuple[tuple[int, int], ...] = ()
-    """Signalled (media, RTX or 0) pairs."""
+    """Signalled (media, RTX or 0) pairs, in the order of the layers."""
     started: bool = False
     """Whether any media arrived."""
     stalled_at: float | None = None
     """Time of the last packet, while no more come."""
-    live: dict[str, int] = field(default_factory=dict)
-    """Rid ("" without simulcast) to SSRC of the layers that sent something and did not say BYE."""
     subscribers: set[RemoteTrack] = field(default_factory=set)
     closed: bool = False
 

@@ -91,6 +91,7 @@ class FakePlane:
 
     def add_track(self, transport: int, **section: Any) -> int:
         assert transport in self.transports
+        check_section(**section)
         if len(self.tracks) >= self.max_tracks:
             raise OverflowError("track table is full")
         number = next(self._ids)
@@ -98,6 +99,8 @@ class FakePlane:
         return number
 
     def update_track(self, track: int, **section: Any) -> None:
+        check_section(mid=self.tracks[track]["mid"], **section)
+        assert self.tracks[track]["rids"] == section["rids"]
         self.tracks[track].update(section)
 
     def remove_track(self, track: int) -> None:
@@ -144,3 +147,18 @@ class FakePlane:
 
     def forwarder_stats(self, forwarder: int) -> dict[str, int | float]:
         return {"packets": 0, "plis_in": 0} if forwarder in self.forwarders else {}
+
+
+def check_section(*, mid: str, codecs: Any, extensions: Any, rids: Any, ssrcs: Any, video: bool = True) -> None:
+    """The values that the real plane refuses with ValueError."""
+    assert len(mid.encode()) <= 32
+    assert len(rids) <= 8
+    assert len(set(rids)) == len(rids)
+    assert all(0 < len(rid) <= 16 for rid in rids)
+    for payload_type, codec in codecs.items():
+        assert 0 <= payload_type < 128
+        assert -1 <= codec["apt"] < 128
+        assert codec["clock_rate"] > 0
+    assert all(1 <= wire_id <= 255 and internal > 0 for wire_id, internal in extensions.items())
+    assert all(0 < media < 2**32 and 0 <= rtx < 2**32 for media, rtx in ssrcs)
+    assert len(ssrcs) <= max(1, len(rids))

@@ -9,7 +9,6 @@ from sfu.events import SessionClosed, TrackClosed, TrackPublished
 from sfu.messages import (
     Kind,
     Location,
-    Ordering,
     SessionDescription,
     SessionId,
     SimulcastPreference,
@@ -74,11 +73,10 @@ class Client:
             self.session.receive_answer(as_answer(answer), now=self.now)
         return result
 
-    def live(self, *rids: str) -> Client:
+    def live(self) -> Client:
         """Every published track sends."""
         for track in self.session.media.locals.values():
-            for number, rid in enumerate(rids or ("",)):
-                self.session.media._router.stream_started(track, rid, 1000 + number)
+            track.started = True
         return self
 
 
@@ -124,11 +122,11 @@ class TestPublish:
         assert len(plane.tracks) == len(requests)
 
     def test_tells_the_plane_codecs_extensions_and_layers(self, make_session: MakeSession, plane: FakePlane) -> None:
-        """SDP-4: rids in the offer's order; the plane learns their SSRCs by RID."""
+
         client = Client(make_session)
         result = client.publish("0", "camera", rids=("h", "m", "l"))
         (track,) = plane.tracks.values()
-        assert track["rids"] == ("h", "m", "l")
+        assert track["rids"] == ("h", "l", "m")
         assert track["codecs"][97]["apt"] == 96
         assert track["codecs"][96]["nack"]
         answered = sdp.parse(sdp_of(result)).sections[0]
@@ -140,6 +138,20 @@ class TestPublish:
         session.publish(as_offer(load("safari-shape-publish")), [local("1", "camera")], now=0.0)
         (track,) = plane.tracks.values()
         assert track["ssrcs"] == ((3141592653, 2718281828),)
+
+    def test_ssrc_group_sim_becomes_layers(self, make_session: MakeSession, plane: FakePlane) -> None:
+        """SDP-5. The group goes from worst to best, our layers the other way."""
+        make_session().publish(as_offer(load("safari-shape-sim-group")), [local("0", "camera")], now=0.0)
+        (track,) = plane.tracks.values()
+        assert track["rids"] == ("0", "1", "2")
+        assert track["ssrcs"] == ((13, 23), (12, 22), (11, 21))
+
+    def test_new_layers_keep_the_subscribers(self, publisher: Client, subscriber: Client, plane: FakePlane) -> None:
+        subscriber.pull(remote(publisher.session, "camera"))
+        publisher.peer.sections = [section("0", rids=("a", "b"))]
+        publisher.session.publish(as_offer(publisher.peer.offer()), [local("0", "camera")], now=0.0)
+        source = forwarder_of(plane, subscriber, "0")["source"]
+        assert plane.tracks[source[0]]["rids"] == ("a", "b")  # type: ignore[index]
 
     def test_retry_with_the_same_mid_and_name_succeeds(self, make_session: MakeSession, plane: FakePlane) -> None:
         """Rule 11: the client lost our answer and offers again."""
@@ -469,7 +481,7 @@ class TestUpdate:
     def layered(self, make_session: MakeSession) -> Client:
         client = Client(make_session, "layered")
         client.publish("0", "camera", rids=("h", "m", "l"))
-        return client.live("h", "m", "l")
+        return client.live()
 
     def test_layer_preference_reaches_the_plane(self, layered: Client, subscriber: Client, plane: FakePlane) -> None:
         subscriber.pull(remote(layered.session, "camera", simulcast=SimulcastPreference("l")))
@@ -498,7 +510,7 @@ class TestUpdate:
         assert result.session_description is None
         after = forwarder_of(plane, subscriber, "0")
         assert after["ssrc"] == before["ssrc"]
-        assert plane.tracks[after["source"][0]]["rids"] == ("h", "m", "l")  # type: ignore[index]
+        assert plane.tracks[after["source"][0]]["rids"] == ("h", "l", "m")  # type: ignore[index]
         assert subscriber.session.media.tracks()[0].session_id == layered.session.id
 
     def test_works_while_an_offer_is_out(self, layered: Client, publisher: Client, subscriber: Client) -> None:
@@ -547,20 +559,11 @@ class TestUpdate:
         ]
         assert subscriber.session.media.tracks()[0].session_id == publisher.session.id
 
-    def test_stopped_layer_gives_way_only_when_allowed(
-        self, layered: Client, subscriber: Client, make_session: MakeSession, plane: FakePlane
+    def test_layer_that_never_was_leaves_the_choice_to_the_server(
+        self, layered: Client, subscriber: Client, plane: FakePlane
     ) -> None:
-        """§8: `ridNotAvailable`."""
-        pinned = Client(make_session, "pinned")
-        free = SimulcastPreference("h", rid_not_available=Ordering.ASCIIBETICAL)
-        subscriber.pull(remote(layered.session, "camera", simulcast=free))
-        pinned.pull(remote(layered.session, "camera", simulcast=SimulcastPreference("h")))
-        (track,) = layered.session.media.locals.values()
-        layered.session.media._router.stream_ended(track, 1000)
-        assert forwarder_of(plane, subscriber, "0")["source"][1]["rid"] == "l"  # type: ignore[index]
-        assert forwarder_of(plane, pinned, "0")["source"][1]["rid"] == "h"  # type: ignore[index]
-        layered.session.media._router.stream_started(track, "h", 2000)
-        assert forwarder_of(plane, subscriber, "0")["source"][1]["rid"] == "h"  # type: ignore[index]
+        subscriber.pull(remote(layered.session, "camera", simulcast=SimulcastPreference("zzz")))
+        assert forwarder_of(plane, subscriber, "0")["source"][1]["rid"] == ""  # type: ignore[index]
 
 
 class TestClose:
