@@ -203,7 +203,7 @@ class CredentialIssuer:
         """
         token = self._open(username)
         if token is None or not hmac.compare_digest(token[6:_HEAD_BYTES], _tag(key_id)):
-            raise UnknownCredential
+            raise UnknownCredential("no such credential under this key")
         self._revoked = {name: expiry for name, expiry in self._revoked.items() if expiry > unix_time}
         expires_at = int.from_bytes(token[1:6], "big")
         if expires_at > unix_time:

@@ -22,7 +22,7 @@ from turn.credentials import (
     StaticUsers,
 )
 from turn.endpoint import TurnEndpoint, tls_context
-from turn.errors import ConfigurationError, InvalidParams, TurnError
+from turn.errors import ConfigurationError, InvalidParams, UsageError
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.policy import PeerPolicy
 from turn.relayports import PortPool
@@ -94,7 +94,7 @@ class TurnService:
             ConfigurationError: this machine cannot serve the settings.
         """
         if self._endpoint is not None:
-            raise TurnError("started already")
+            raise UsageError("started already")
         settings = self.settings
         machine = _machine_addresses()
         listen = _expand(settings.listen_addresses, machine)
@@ -228,7 +228,7 @@ class TurnService:
 
     def _running(self) -> TurnEndpoint:
         if self._endpoint is None:
-            raise TurnError("not started")
+            raise UsageError("not started")
         return self._endpoint
 
     def _default_host(self) -> str:
