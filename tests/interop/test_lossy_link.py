@@ -1,0 +1,70 @@
+"""One publisher, twenty subscribers, one of them behind a bad link: the publisher must not hear of it (SHLD-1)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.support.aiortc_peer import loopback_only, open_peer, until
+from tests.support.clips import EncodedTrack
+from tests.support.light_peer import open_light_peer
+from tests.support.lossy_proxy import lossy_proxy
+from tests.support.server import running_server
+from wire.rtcp import Nack
+
+__all__ = ["loopback_only"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loopback_only")]
+
+SUBSCRIBERS = 20
+LOSS = 0.05
+
+
+async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server_and_the_publisher_hears_nothing() -> (
+    None
+):
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_server())
+        publisher = await stack.enter_async_context(open_peer(server))
+        senders = await publisher.publish(video=EncodedTrack("VP8"))
+        await publisher.connected()
+
+        proxy = await stack.enter_async_context(lossy_proxy(server.udp_port, loss=LOSS))
+        watched = await stack.enter_async_context(open_peer(server))
+        watched.edit_sdp = proxy.redirect
+        (pulled,) = await watched.pull(publisher, "video")
+        others = [await stack.enter_async_context(open_light_peer(server)) for _ in range(SUBSCRIBERS - 2)]
+        for peer in others:
+            await peer.pull_video(publisher.session_id, "video")
+        # One that asks for everything again and again (row 9 of the robustness table).
+        hostile = await stack.enter_async_context(open_light_peer(server, decrypts=True))
+        hostile_ssrc = await hostile.pull_video(publisher.session_id, "video")
+
+        await until("video", lambda: bool(watched.packets_received(pulled)) and bool(hostile.packets))
+        for _ in range(80):
+            await asyncio.sleep(0.1)
+            newest = hostile.packets[-1].seq
+            for seq in range(newest - 200, newest + 100, 17):
+                everything = tuple((seq + distance) & 0xFFFF for distance in range(17))
+                hostile.send_feedback(Nack(1, hostile_ssrc, everything))
+
+        payloads = watched.payloads_received(pulled)
+        numbers = list(payloads)
+        asked_for = [p for p in watched.recording.received if p.ssrc == pulled.rtx_ssrc]
+        sent = [p.payload for p in publisher.recording.sent if p.ssrc == senders["video"]._ssrc]
+
+        assert proxy.lost > 40, "the link was bad"
+        assert len(asked_for) > 20, "and it was repaired"
+        # What was lost in the last half second may still be on its way.
+        settled = [number for number in numbers if number <= numbers[-1] - 80]
+        missing = set(range(numbers[0], settled[-1] + 1)) - set(settled)
+        assert len(missing) <= len(settled) // 1000, f"{len(missing)} of {len(settled)} were not repaired"
+        if not missing:
+            first = sent.index(payloads[numbers[0]])
+            assert [payloads[number] for number in settled] == sent[first : first + len(settled)]
+        assert all(peer.datagrams > len(settled) // 2 for peer in others)
+
+        nacks = [packet for packet in publisher.recording.feedback if isinstance(packet, Nack)]
+        assert nacks == []
