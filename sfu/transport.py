@@ -163,12 +163,12 @@ class Transport:
                     self._plane.select_tuple(self.id, path)
                 case StateChanged(IceState.CONNECTED):
                     self._connected_by_ice(now)
-                case StateChanged(IceState.DISCONNECTED):
+                case StateChanged(state):
+                    if state is IceState.FAILED:
+                        self._plane.set_sending(self.id, False)
                     if self.state is TransportState.CONNECTED:
                         self.state = TransportState.DISCONNECTED
                         self._events.append(TransportDisconnected())
-                case StateChanged(IceState.FAILED):
-                    self._plane.set_sending(self.id, False)
 
     def _connected_by_ice(self, now: float) -> None:
         if self._keyed:

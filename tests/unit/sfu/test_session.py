@@ -122,7 +122,7 @@ class TestPublish:
         assert len(plane.tracks) == len(requests)
 
     def test_tells_the_plane_codecs_extensions_and_layers(self, make_session: MakeSession, plane: FakePlane) -> None:
-
+        """SDP-4: the answer in the offer's order; for the plane from a to z, best to worst (§8)."""
         client = Client(make_session)
         result = client.publish("0", "camera", rids=("h", "m", "l"))
         (track,) = plane.tracks.values()
