@@ -970,7 +970,7 @@ cdef class Plane:
             "missed": f.missed,
             "rtx_bytes": f.rtx_bytes,
             "plis_in": f.plis_in,
-            "fraction_lost": f.fraction_lost / 256,
+            "fraction_lost": f.fraction_lost / 256.0,
             "rtt": f.rtt / 1e6,
             "track": f.current.track.id if f.current.track != NULL else 0,
             "layer": f.current.stream.layer if f.current.stream != NULL else -1,

@@ -282,3 +282,55 @@ class VideoSource:
         self.sent += packets
         self.peer.send(*(p for i, p in enumerate(packets) if i not in lose))
         return packets
+
+
+EXTENSIONS = {
+    1: dataplane.EXT_MID,
+    2: dataplane.EXT_RID,
+    3: dataplane.EXT_REPAIRED_RID,
+    4: dataplane.EXT_TRANSPORT_CC,
+    5: dataplane.EXT_AUDIO_LEVEL,
+    6: dataplane.EXT_VIDEO_ORIENTATION,
+}
+
+
+def publish_video(peer: SrtpPeer, ssrc: int = 1111, *, rtx: int = 0, mid: str = "0", rids: tuple[str, ...] = ()) -> int:
+    """A video section of `peer`; returns the track. With `rids` SSRCs are learnt."""
+    return peer.plane.add_track(
+        peer.transport,
+        mid=mid,
+        video=True,
+        codecs=VIDEO,
+        extensions=EXTENSIONS,
+        rids=rids,
+        ssrcs=() if rids else [(ssrc, rtx)],
+    )
+
+
+def pull_video(
+    peer: SrtpPeer,
+    track: int,
+    ssrc: int = 7777,
+    *,
+    rtx: int = 0,
+    rid: str = "",
+    extensions: Mapping[int, int] | None = None,
+) -> int:
+    """A sending section of `peer`, fed by `track`; returns the forwarder."""
+    forwarder = peer.plane.add_forwarder(
+        peer.transport,
+        mid="v",
+        video=True,
+        ssrc=ssrc,
+        rtx_ssrc=rtx,
+        cname="publisher",
+        extensions={dataplane.EXT_MID: 1} if extensions is None else extensions,
+    )
+    feed_video(peer.plane, forwarder, track, rid=rid, rtx=rtx != 0)
+    return forwarder
+
+
+def feed_video(plane: dataplane.Plane, forwarder: int, track: int, *, rid: str = "", rtx: bool = False) -> None:
+    plane.set_source(
+        forwarder, track, rid=rid, payload_types={96: 100}, rtx_payload_types={100: 101} if rtx else {}
+    )

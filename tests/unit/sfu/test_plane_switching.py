@@ -1,0 +1,306 @@
+"""Key frame requests and changes of source: sections 10 and 13 of the media rules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sfu._dataplane import plane as dataplane
+from sfu._dataplane.plane import Plane
+from tests.support.srtp_peer import (
+    EXTENSIONS,
+    VIDEO,
+    SrtpPeer,
+    VideoSource,
+    codec,
+    count_plis,
+    feed_video,
+    fir,
+    pli,
+    publish_video,
+    pull_video,
+    rtcp_packets,
+    sender_report,
+)
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
+    plane = Plane(["127.0.0.1"], 0, threads=request.param, stun_per_address_per_s=1000)
+    plane.start()
+    yield plane
+    plane.close()
+
+
+class TestKeyframeRequests:
+    def test_many_newcomers_make_few_requests(self, plane: Plane) -> None:
+        """KF-1: at most one per 500 ms and layer."""
+        with SrtpPeer(plane) as publisher:
+            track = publish_video(publisher)
+            source = VideoSource(publisher, 1111)
+            source.send()
+            subscribers = [SrtpPeer(plane) for _ in range(20)]
+            for subscriber in subscribers:
+                pull_video(subscriber, track)
+            publisher.settle(0.3)
+            assert count_plis(publisher.rtcp) == 1
+            source.send(key=True)
+            for subscriber in subscribers:
+                subscriber.wait(lambda s=subscriber: s.rtp)  # type: ignore[misc]
+                subscriber.close()
+            publisher.settle(0.4)
+            assert count_plis(publisher.rtcp) == 1  # the one held back was answered by the same key frame
+
+    def test_a_subscribers_plis_and_firs_are_throttled(self, plane: Plane) -> None:
+        """KF-4, section 17 row 10."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            forwarder = pull_video(subscriber, publish_video(publisher))
+            source = VideoSource(publisher, 1111)
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            before = count_plis(publisher.rtcp)
+            for number in range(100):
+                subscriber.send_rtcp(pli(subscriber.ssrc, 7777))
+                subscriber.send_rtcp(fir(subscriber.ssrc, 7777, number))
+            subscriber.send_rtcp(fir(subscriber.ssrc, 5, 1))
+            publisher.wait(lambda: plane.forwarder_stats(forwarder)["plis_in"] == 200)
+            publisher.settle(0.1)
+            assert count_plis(publisher.rtcp) - before <= 2
+            assert publisher.drops()["drop_rtcp_foreign"] == 1
+
+    def test_a_request_repeats_until_a_key_frame_comes(self, plane: Plane) -> None:
+        """KF-2"""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher)
+            source = VideoSource(publisher, 1111)
+            source.send()
+            pull_video(subscriber, track)
+            publisher.wait(lambda: count_plis(publisher.rtcp) == 2)
+            source.send(key=True)
+            publisher.settle(1.2)
+            assert count_plis(publisher.rtcp) == 2
+
+    def test_fir_is_used_when_pli_was_not_negotiated(self, plane: Plane) -> None:
+        """KF-3: one number per need."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = plane.add_track(
+                publisher.transport,
+                mid="0",
+                video=True,
+                codecs={96: {**codec(dataplane.CODEC_VP8, 90000, feedback=False), "fir": True}},
+                extensions=EXTENSIONS,
+                ssrcs=[(1111, 0)],
+            )
+            source = VideoSource(publisher, 1111)
+            source.send()
+            pull_video(subscriber, track)
+
+            def firs() -> list[bytes]:
+                return [p for c in publisher.rtcp for p in rtcp_packets(c) if p[1] == 206 and p[0] & 31 == 4]
+
+            publisher.wait(lambda: len(firs()) == 2)
+            assert {p[12:] for p in firs()} == {firs()[0][12:]}
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            plane.request_keyframe(track)
+            publisher.wait(lambda: len(firs()) == 3)
+            assert firs()[2][16] == firs()[0][16] + 1
+
+
+class TestSetSource:
+    def test_the_old_source_flows_until_the_new_ones_key_frame(self, plane: Plane) -> None:
+        """SW-1, SW-3"""
+        with SrtpPeer(plane) as one, SrtpPeer(plane) as two, SrtpPeer(plane) as subscriber:
+            old, new = VideoSource(one, 1), VideoSource(two, 2, seq=60_000, timestamp=5)
+            forwarder = pull_video(subscriber, publish_video(one, 1))
+            target = publish_video(two, 2)
+            old.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 1)
+            new.send()
+            feed_video(plane, forwarder, target)
+            two.wait(lambda: count_plis(two.rtcp) == 1)
+            new.send()
+            subscriber.settle(0.03)
+            old.send()
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            new.send(key=True, size=2)
+            subscriber.wait(lambda: len(subscriber.rtp) == 4)
+            old.send(key=True)
+            subscriber.settle(0.05)
+            got = subscriber.rtp
+            assert [p.payload for p in got[2:]] == [p.payload for p in new.sent[-2:]]
+            assert [(p.seq - got[0].seq) & 0xFFFF for p in got] == [0, 1, 2, 3]
+            step = (got[2].timestamp - got[1].timestamp) & 0xFFFFFFFF
+            assert 0 < step < 90_000
+
+    def test_a_cut_frame_leaves_one_number_out(self, plane: Plane) -> None:
+        """SW-3"""
+        with SrtpPeer(plane) as one, SrtpPeer(plane) as two, SrtpPeer(plane) as subscriber:
+            old, new = VideoSource(one, 1), VideoSource(two, 2)
+            forwarder = pull_video(subscriber, publish_video(one, 1))
+            rest = old.frame(key=True, size=4)
+            one.send(*rest[:2])
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            feed_video(plane, forwarder, publish_video(two, 2))
+            new.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 3)
+            one.send(*rest[2:])
+            subscriber.settle(0.05)
+            assert [(p.seq - subscriber.rtp[0].seq) & 0xFFFF for p in subscriber.rtp] == [0, 1, 3]
+
+    def test_no_source_is_silence_and_a_new_one_goes_on_from_there(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher)
+            forwarder = pull_video(subscriber, track)
+            source = VideoSource(publisher, 1111)
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            plane.set_source(forwarder, 0, payload_types={}, rtx_payload_types={})
+            source.send(key=True)
+            subscriber.settle(0.05)
+            assert len(subscriber.rtp) == 1
+            feed_video(plane, forwarder, track)
+            source.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            assert (subscriber.rtp[1].seq - subscriber.rtp[0].seq) & 0xFFFF == 1
+
+    def test_pause_and_resume_continue_at_a_key_frame(self, plane: Plane) -> None:
+        """SW-7"""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            forwarder = pull_video(subscriber, publish_video(publisher))
+            source = VideoSource(publisher, 1111)
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            plane.set_paused(forwarder, True)
+            source.send(key=True)
+            subscriber.settle(0.05)
+            asked = count_plis(publisher.rtcp)
+            plane.set_paused(forwarder, False)
+            source.send()
+            publisher.wait(lambda: count_plis(publisher.rtcp) == asked + 1)
+            source.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            assert subscriber.rtp[1].payload == source.sent[-1].payload
+            assert (subscriber.rtp[1].seq - subscriber.rtp[0].seq) & 0xFFFF == 1
+
+    def test_a_removed_track_falls_silent_and_its_mid_can_come_back(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, mid="cam")
+            forwarder = pull_video(subscriber, track)
+            source = VideoSource(publisher, 1111)
+            source.extensions = {1: b"cam"}
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            plane.remove_track(track)
+            source.send(key=True)
+            subscriber.settle(0.05)
+            assert len(subscriber.rtp) == 1
+            again = plane.add_track(publisher.transport, mid="cam", video=True, codecs=VIDEO, extensions=EXTENSIONS)
+            feed_video(plane, forwarder, again)
+            source.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+
+
+class TestTimestamps:
+    """SW-2"""
+
+    NTP = 3_900_000_000 << 32
+
+    def switched(self, plane: Plane, offset_ms: int) -> tuple[SrtpPeer, SrtpPeer, VideoSource, VideoSource]:
+        """Two layers of one publisher with sender reports; the target's capture clock lies `offset_ms` ahead."""
+        publisher, subscriber = SrtpPeer(plane), SrtpPeer(plane)
+        low, high = VideoSource(publisher, 10, timestamp=1_000_000), VideoSource(publisher, 20, timestamp=77)
+        forwarder = pull_video(subscriber, publish_video(publisher, 10, mid="l"))
+        target = publish_video(publisher, 20, mid="h")
+        low.send(key=True)
+        high.send()
+        publisher.send_rtcp(sender_report(10, self.NTP, low.timestamp))
+        publisher.send_rtcp(sender_report(20, self.NTP, high.timestamp - 90 * offset_ms))
+        subscriber.wait(lambda: subscriber.rtp)
+        feed_video(plane, forwarder, target)
+        subscriber.settle(0.02)
+        return publisher, subscriber, low, high
+
+    def test_sender_reports_map_both_layers_to_one_clock(self, plane: Plane) -> None:
+        publisher, subscriber, _, high = self.switched(plane, offset_ms=100)
+        with publisher, subscriber:
+            high.send(key=True)  # 33 ms after the packet its report was about
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            step = (subscriber.rtp[1].timestamp - subscriber.rtp[0].timestamp) & 0xFFFFFFFF
+            assert abs(step - 90 * 100 - 3000) <= 2
+
+    def test_a_little_behind_is_joined_with_one_frames_step(self, plane: Plane) -> None:
+        publisher, subscriber, _, high = self.switched(plane, offset_ms=-33 - 40)
+        with publisher, subscriber:
+            high.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            assert (subscriber.rtp[1].timestamp - subscriber.rtp[0].timestamp) & 0xFFFFFFFF == 2970
+
+    def test_far_behind_one_key_frame_is_skipped_and_the_next_taken(self, plane: Plane) -> None:
+        publisher, subscriber, _, high = self.switched(plane, offset_ms=-500)
+        with publisher, subscriber:
+            high.send(key=True)
+            subscriber.settle(0.05)
+            assert len(subscriber.rtp) == 1
+            high.send(key=True)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            assert (subscriber.rtp[1].timestamp - subscriber.rtp[0].timestamp) & 0xFFFFFFFF == 1
+
+
+class TestSimulcast:
+    RIDS = ("h", "m", "l")
+
+    def layers(self, publisher: SrtpPeer) -> dict[str, VideoSource]:
+        sources = {rid: VideoSource(publisher, 100 + i, seq=7000 * i, timestamp=i) for i, rid in enumerate(self.RIDS)}
+        for rid, source in sources.items():
+            source.extensions = {1: b"0", 2: rid.encode()}
+        return sources
+
+    def test_each_layer_is_announced_and_the_wished_one_forwarded(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            pull_video(subscriber, track, rid="m")
+            for source in sources.values():
+                source.send(key=True)
+            for source in sources.values():
+                source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            started = [u[2:] for u in plane.drain() if u[0] == dataplane.STREAM_STARTED]
+            assert sorted(started) == [("h", 100), ("l", 102), ("m", 101)]
+            assert {s["rid"]: s["ssrc"] for s in plane.track_stats(track)} == {"h": 100, "m": 101, "l": 102}
+            subscriber.settle(0.05)
+            assert subscriber.rtp[-1].payload == sources["m"].sent[-1].payload
+            assert all(2 not in p.extensions for p in subscriber.rtp)
+
+    def test_a_dead_layer_moves_its_subscribers_and_its_return_brings_them_back(self, plane: Plane) -> None:
+        """LAY-1"""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            forwarder = pull_video(subscriber, track, rid="h")
+            sources["h"].send(key=True)
+            subscriber.wait(lambda: plane.forwarder_stats(forwarder)["layer"] == 0)
+            deadline = time.monotonic() + 4
+            while plane.forwarder_stats(forwarder)["layer"] != 2:
+                assert time.monotonic() < deadline
+                sources["l"].send(key=True)
+                subscriber.settle(0.05)
+            sources["h"].send(key=True)
+            subscriber.settle(0.02)
+            sources["h"].send(key=True)
+            subscriber.wait(lambda: plane.forwarder_stats(forwarder)["layer"] == 0)
+            numbers = [p.seq for p in subscriber.rtp]
+            assert [(b - a) & 0xFFFF for a, b in zip(numbers, numbers[1:], strict=False)] == [1] * (len(numbers) - 1)
+
+    def test_without_a_wish_the_first_live_layer_in_order_is_taken(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            forwarder = pull_video(subscriber, track)
+            for rid, layer in (("l", 2), ("m", 1), ("h", 0)):
+                for _ in range(2):
+                    sources[rid].send(key=True)
+                subscriber.wait(lambda layer=layer: plane.forwarder_stats(forwarder)["layer"] == layer)  # type: ignore[misc]
