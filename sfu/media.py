@@ -248,7 +248,7 @@ def _layers(section: Section) -> tuple[tuple[str, ...], tuple[tuple[int, int], .
     groups = [(group.semantics, group.ssrcs) for group in remote.ssrc_groups]
     rtx = {ssrcs[0]: ssrcs[1] for semantics, ssrcs in groups if semantics == "FID" and len(ssrcs) == 2}
     simulcast = next((ssrcs for semantics, ssrcs in groups if semantics == "SIM"), ())
-    if 1 < len(simulcast) <= LAYERS_MAX:
+    if 1 < len(simulcast) <= LAYERS_MAX and 0 not in simulcast and len(set(simulcast)) == len(simulcast):
         return tuple(map(str, range(len(simulcast)))), tuple((ssrc, rtx.get(ssrc, 0)) for ssrc in reversed(simulcast))
     repairs = set(rtx.values())
     media = next((ssrc for ssrc, _ in remote.ssrcs if ssrc and ssrc not in repairs), 0)

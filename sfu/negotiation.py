@@ -394,12 +394,15 @@ def _answered(offered: MediaSection, known: Section | None, wish: Wish) -> Secti
 
 
 def _accepted_layers(offered: MediaSection) -> tuple[tuple[str, ...], ...]:
-    """The first alternative of each simulcast stream that has its `a=rid` line (SDP-4)."""
-    declared = {rid.id for rid in offered.rids if rid.direction == "send"}
-    first = (
-        next((rid for rid in stream if rid.removeprefix("~") in declared), None) for stream in offered.simulcast_send
-    )
-    return tuple((rid,) for rid in first if rid is not None)
+    """The first alternative of each simulcast stream that has its `a=rid` line and no stream yet (SDP-4)."""
+    free = {rid.id for rid in offered.rids if rid.direction == "send"}
+    accepted = []
+    for stream in offered.simulcast_send:
+        rid = next((rid for rid in stream if rid.removeprefix("~") in free), None)
+        if rid is not None:
+            free.discard(rid.removeprefix("~"))
+            accepted.append((rid,))
+    return tuple(accepted)
 
 
 def _agreed(offered: Section, answered: MediaSection) -> Section:
