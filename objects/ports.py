@@ -361,7 +361,25 @@ class StorageEngine(Protocol):
         """
 
     async def unload(self, claim: Claim) -> None:
-        """The file was closed; fold the log into it and let go."""
+        """The file was closed and nothing is being committed: let go of it."""
+
+    def mark(self, claim: Claim, bookmark: str, settled: Callable[[Exception | None], None]) -> None:
+        """Keep the object's state as it is committed at this moment, under `bookmark`.
+
+        Args:
+            bookmark: sorts by time; letters, digits and `-`.
+            settled: called once, on the loop, when the restore point is durable or could not be made.
+        """
+
+    async def bookmarks(self, object_id: ObjectId) -> list[str]:
+        """Return the restore points that are kept, oldest first."""
+
+    async def restore_next(self, claim: Claim, bookmark: str, undo: str) -> None:
+        """At the next `load`, put the state of `bookmark` in place and keep the state it replaces under `undo`.
+
+        Raises:
+            UsageError: no such restore point.
+        """
 
 
 # ── alarms ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -383,6 +401,8 @@ class AlarmEntry:
     """Retries so far that count against the limit."""
     attempt: int = 0
     """Failed runs so far since the backoff last restarted: the exponent of the backoff."""
+    interrupted: bool = False
+    """The last failure was not the handler's fault."""
 
 
 class AlarmStore(Protocol):

@@ -1,0 +1,305 @@
+"""The two gates of an object: what may come in now, and what may go out yet.
+
+**Input gate.** One object runs on one thread, and between two `await`s nothing else runs. But at an `await` other work
+of the same object may run, and sometimes that must not happen: while the constructor runs, and inside a critical
+section. So every step of an object's code passes here. Steps are *of a section*: there is a root section, and each
+critical section is a child of the one it was started in. Live sections form a chain, and only work of its innermost
+link goes on; all other work waits in the queue of its own section, first in first out. A critical section that is ready
+to start goes ahead of that queue, and whoever awaited a section that ended continues before it too.
+
+    events ─▶ root queue ─▶ ┌ root ───────────────┐      work of `root` waits while `a` lives,
+                            │  a ← started in root │      work of `a` waits while `b` lives
+                            │  └ b ← started in a  │
+                            └──────────────────────┘
+
+**Output gate.** Whatever leaves an object (responses, results, frames, closes, outgoing calls) while writes are not
+durable yet is held until they are. It waits only for writes made *before* it. If a commit fails, held output is dropped
+for ever: from outside, that code never ran.
+
+A broken gate stays broken; the instance it belongs to is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from objects.errors import LimitExceeded
+
+MAX_NESTED_SECTIONS = 64
+
+
+class Section:
+    """One link of the chain: the root of an object, or one critical section."""
+
+    __slots__ = ("depth", "ended", "parent", "starting", "waiting")
+
+    def __init__(self, parent: Section | None) -> None:
+        self.parent = parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.ended = False
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.starting: deque[Callable[[], None]] = deque()
+
+    def live(self) -> Section:
+        """Return this section, or the nearest enclosing one that has not ended: it adopts what outlives a section."""
+        section = self
+        while section.ended and section.parent is not None:
+            section = section.parent
+        return section
+
+
+class InputGate:
+    """Lets work of the innermost live section pass, one piece at a time, in order.
+
+    Args:
+        call_soon: the loop's. One waiter is let in per turn of the loop, so that it may lock the gate again before
+            the next one passes.
+    """
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self.root = Section(None)
+        self.active = self.root
+        self.broken = False
+        self._call_soon = call_soon
+        self._scheduled = False
+        self._reserved: asyncio.Future[Any] | None = None
+
+    def admit(self, section: Section, start: Callable[[], None]) -> None:
+        """Call `start` when work of `section` may go on, behind those who wait already; at once if nobody does."""
+        section = section.live()
+        if self._free(section):
+            start()
+        else:
+            section.waiting.append(start)
+            self._schedule()
+
+    def begin(self, parent: Section, start: Callable[[Section], None]) -> None:
+        """Start a critical section inside `parent` as soon as no other one runs there; ahead of ordinary waiters.
+
+        Raises:
+            LimitExceeded: nested deeper than 64; nothing was changed.
+        """
+        parent = parent.live()
+        section = Section(parent)
+        if section.depth > MAX_NESTED_SECTIONS:
+            raise LimitExceeded("nested critical sections", MAX_NESTED_SECTIONS, section.depth)
+
+        def enter() -> None:
+            self.active = section
+            start(section)
+
+        if parent is self.active and not parent.starting:
+            enter()
+        else:
+            parent.starting.append(enter)
+            self._schedule()
+
+    def end(self, section: Section, waiter: asyncio.Future[Any] | None = None) -> None:
+        """End a critical section; work of it that goes on belongs to its parent from now on.
+
+        Args:
+            waiter: the future that is about to be resolved; whoever awaits it goes before all others.
+        """
+        parent = section.parent
+        assert parent is not None
+        section.ended = True
+        parent.starting.extendleft(reversed(section.starting))
+        parent.waiting.extendleft(reversed(section.waiting))
+        if self.active is section:
+            self.active = parent
+            self._reserved = waiter
+            self._schedule()
+        else:
+            # A section begun inside outlives it, and belongs to the parent now.
+            child = self.active
+            while child.parent is not section:
+                assert child.parent is not None
+                child = child.parent
+            child.parent = parent
+
+    def break_(self) -> None:
+        """Let nobody in any more and forget the queues: nothing of this object runs again."""
+        self.broken = True
+        section: Section | None = self.active
+        while section is not None:
+            section.waiting.clear()
+            section.starting.clear()
+            section = section.parent
+
+    def passes(self, section: Section, awaited: object) -> bool:
+        """Return whether a step of `section` that awaited `awaited` may go on without queueing."""
+        section = section.live()
+        if section is not self.active:
+            return False
+        if self._reserved is not None and awaited is self._reserved:
+            self._reserved = None
+            return True
+        return self._free(section)
+
+    def _free(self, section: Section) -> bool:
+        return section is self.active and self._reserved is None and not (section.waiting or section.starting)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._serve)
+
+    def _serve(self) -> None:
+        self._scheduled = False
+        self._reserved = None
+        if self.broken:
+            return
+        active = self.active
+        if active.starting:
+            active.starting.popleft()()
+        elif active.waiting:
+            active.waiting.popleft()()
+        if self.active.starting or self.active.waiting:
+            # After the steps that this one has just made ready.
+            self._schedule()
+
+
+@types.coroutine
+def _steps(
+    coro: Coroutine[Any, Any, Any], gate: InputGate, section: Section, admitted: bool, loop: asyncio.AbstractEventLoop
+) -> Generator[Any, Any, Any]:
+    awaited: Any = None
+    error: BaseException | None = None
+    while True:
+        # If the first step has been admitted it need not queue again, but a critical section may have begun since.
+        queue = not admitted
+        admitted = False
+        while not gate.broken and not (gate.passes(section, awaited) if queue else section.live() is gate.active):
+            turn = loop.create_future()
+
+            def let_in(turn: asyncio.Future[None] = turn) -> None:
+                if not turn.done():
+                    turn.set_result(None)
+
+            here = section.live()
+            if queue:
+                here.waiting.append(let_in)
+            else:
+                here.waiting.appendleft(let_in)
+            gate._schedule()
+            try:
+                yield from turn
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
+                break
+            queue = False
+        if gate.broken:
+            _discard(coro)
+            raise asyncio.CancelledError
+        try:
+            if error is None:
+                awaited = coro.send(None)
+            else:
+                failure, error = error, None
+                awaited = coro.throw(failure)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            yield awaited
+        except GeneratorExit:
+            _discard(coro)
+            raise
+        except BaseException as caught:  # whatever it is, it belongs to the code inside
+            error = caught
+
+
+async def gated(coro: Coroutine[Any, Any, Any], gate: InputGate, section: Section, *, admitted: bool = False) -> Any:
+    """Run a coroutine so that each of its steps passes the input gate as work of `section`.
+
+    `admitted` says that the gate has let it in already, so that its first step does not queue again.
+
+    If the gate breaks, the coroutine is closed at its next step, whatever it catches, and this one ends as cancelled.
+    """
+    return await _steps(coro, gate, section, admitted, asyncio.get_running_loop())
+
+
+def _discard(coro: Coroutine[Any, Any, Any]) -> None:
+    # Its `finally` may fail, or it may refuse to end: it does not run again anyway.
+    with contextlib.suppress(BaseException):
+        coro.close()
+
+
+class OutputGate:
+    """Holds output until the writes before it are durable.
+
+    `lock(n)` says that batch n has to be confirmed, `confirm(n)` that all batches up to n are. Numbers only grow.
+    """
+
+    def __init__(self) -> None:
+        self._locked = 0
+        self._confirmed = 0
+        self._held: deque[tuple[int, Callable[[], None]]] = deque()
+        self._error: BaseException | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether output of this moment would leave at once."""
+        return self._confirmed >= self._locked and self._error is None
+
+    @property
+    def held(self) -> int:
+        """How much output waits."""
+        return len(self._held)
+
+    def lock(self, number: int) -> None:
+        """From now on output waits for batch `number`."""
+        self._locked = max(self._locked, number)
+
+    def confirm(self, number: int) -> None:
+        """All batches up to `number` are durable: let go what waited for them, in order."""
+        self._confirmed = max(self._confirmed, number)
+        while self._held and self._held[0][0] <= self._confirmed and self._error is None:
+            self._held.popleft()[1]()
+
+    def pass_(self, send: Callable[[], None]) -> None:
+        """Call `send` when what was written so far is durable: at once, later, or never if the gate breaks."""
+        if self._error is not None:
+            return
+        if self._confirmed >= self._locked:
+            send()
+        else:
+            self._held.append((self._locked, send))
+
+    async def wait(self) -> None:
+        """Return when what was written so far is durable.
+
+        Raises:
+            BaseException: what the gate broke with.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._confirmed >= self._locked:
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._waiters.add(done)
+
+        def let_out() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        self.pass_(let_out)
+        try:
+            await done
+        finally:
+            self._waiters.discard(done)
+
+    def break_(self, error: BaseException) -> None:
+        """Drop what is held, for ever; those who wait get `error`."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._held.clear()
+        for done in self._waiters:
+            if not done.done():
+                done.set_exception(error)

@@ -1,0 +1,583 @@
+"""One in-memory life of an object, from its constructor to hibernation, eviction or reset.
+
+    STARTING ──constructor done──▶ RUNNING ──no blockers for 10 s──▶ GONE (hibernated: connections stay)
+        │                             ├──────only timers, no clients──▶ GONE (evicted)
+        └──failed──▶ GONE (reset) ◀───┘ abort, failed section, failed commit, over a limit: connections go too
+
+Events wait in the input gate's queue from the moment they arrive, also while the instance starts. Whatever they answer
+passes the output gate. Every event, task and timer is a blocker while it lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+from objects import codec
+from objects.alarms import AlarmBook, AlarmScheduler
+from objects.blockers import EVENT, RPC_STUB, STORAGE, TASK, TIMER, WEB_SOCKET, Blockers
+from objects.commits import Commits
+from objects.errors import (
+    CriticalSectionTimeout,
+    Disconnected,
+    EventTimeout,
+    ObjectError,
+    ObjectReset,
+    QueueFull,
+    UsageError,
+)
+from objects.gates import InputGate, OutputGate, Section, gated
+from objects.ids import ObjectId
+from objects.kv import KeyValues
+from objects.limits import Limits
+from objects.metering import Meter
+from objects.ports import Claim, ConnectionId, Connections, Delivery, Ports, Timer, UpgradeAccepted
+from objects.scope import Scope, current_scope
+from objects.sql import Sql
+from objects.sqlite import Database, OpenFiles
+from objects.storage import Storage
+from objects.websocket import WebSocket
+
+log = logging.getLogger("torpor.objects")
+
+LONG_TASK_S = 900.0
+"""Background tasks hold eviction off for this long after the last event."""
+
+T = TypeVar("T")
+
+
+class Home(Protocol):
+    """What an instance needs of the host that it lives in."""
+
+    ports: Ports
+    limits: Limits
+    files: OpenFiles
+    scheduler: AlarmScheduler
+
+    def gone(self, instance: Instance) -> None:
+        """The instance takes no more events; the next one starts another, once `closed` is done."""
+
+
+class State(Enum):
+    """Where in its life an instance is."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class Aborted(asyncio.CancelledError):
+    """Ends the code that called `ctx.abort`."""
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """Something that an object has to handle."""
+
+    cause: str
+    """call, fetch, connect, message, close, error, alarm: for metering and for why it woke."""
+    run: Callable[[Instance], Coroutine[Any, Any, Any]]
+    reply: asyncio.Future[Any] | None = None
+    dispatched: Callable[[Delivery], None] | None = None
+    size: int = 0
+    timeout: float | None = None
+    section: Section | None = None
+    """For calls back into a critical section that they were made possible in."""
+    refusable: bool = True
+    timer: Timer | None = None
+    queued_at: float | None = None
+
+
+class Instance:
+    """The runtime's side of one life of an object; user code sees it as `ctx` (`ObjectState`)."""
+
+    def __init__(
+        self,
+        object_id: ObjectId,
+        home: Home,
+        meter: Meter,
+        construct: Callable[[Instance], Any],
+        handles_alarms: bool,
+    ) -> None:
+        self.object_id = object_id.inside()
+        self.home = home
+        self.meter = meter
+        self.state = State.STARTING
+        self.error: Exception | None = None
+        self.retry_alarm = True
+        self.loop = asyncio.get_running_loop()
+        self.input = InputGate(self.loop.call_soon)
+        self.output = OutputGate()
+        self.blockers = Blockers(self._busy_changed)
+        self.closed: asyncio.Future[None] = self.loop.create_future()
+        self.object: Any = None  # of the user's class
+        self.stubs: set[Disposable] = set()
+        self.storage: Storage | None = None
+        self.commits: Commits | None = None
+        self.alarms: AlarmBook | None = None
+        self._construct = construct
+        self._handles_alarms = handles_alarms
+        self._database: Database | None = None
+        self._claim: Claim | None = None
+        self._events: set[Event] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timers: set[Timer] = set()
+        self._sockets: dict[ConnectionId, WebSocket] = {}
+        self._queued: deque[Event] = deque()
+        self._queued_bytes = 0
+        self._window_start = self._last_event = self._since = home.ports.clock.monotonic()
+        self._window_count = 0
+        self._idle_timer: Timer | None = None
+        # Everything waits until the constructor, a section of its own, has ended.
+        self.input.begin(self.input.root, lambda section: setattr(self, "_constructor", section))
+        self._constructor: Section
+        self._context = self._context_of(self.input.root)
+
+    # Life
+
+    async def start(self, after: Awaitable[None] | None) -> None:
+        """Become the owner, load the storage and run the constructor; a failure resets the instance.
+
+        Args:
+            after: the end of the previous life, if it is not over yet.
+        """
+        ports = self.home.ports
+        try:
+            if after is not None:
+                await after
+            self._claim = await ports.placement.claim(self.object_id)
+            if ports.connections is not None:
+                await ports.connections.attach(self.object_id)
+            self._open_storage(self._claim, await ports.storage.load(self._claim))
+            self.object = self._context_of(self._constructor).run(self._construct, self)
+        except Exception as error:
+            if self.error is None:
+                log.warning("%s could not start: %r", self.object_id.key, error)
+            self.break_(error)
+            return
+        except Aborted:
+            return
+        if self.state is State.STARTING:
+            self.state = State.RUNNING
+            self.input.end(self._constructor)
+
+    def break_(self, error: Exception) -> None:
+        """Reset: nothing of this instance runs, commits or leaves any more; callers get `error`, connections end."""
+        if self.state is State.GONE:
+            return
+        self.error = error
+        self.meter.resets += 1
+        answer: Any = for_callers(error, self.object_id)
+        answer.object_reset = True
+        self.output.break_(answer)
+        events = self._leave()
+        for event in events:
+            if event.reply is not None and not event.reply.done():
+                event.reply.set_exception(answer)
+                event.reply.exception()  # the caller may be gone
+            if event.dispatched is not None:
+                self.loop.call_soon(event.dispatched, Delivery.FAILED)
+        if self.home.ports.connections is not None:
+            self.home.ports.connections.disconnect_all(self.object_id, f"object reset: {error}")
+
+    def hibernate(self) -> None:
+        """Leave memory; connections and all that is theirs stay. Nothing may be under way but timers and tasks."""
+        if self.state is State.GONE:
+            return
+        self.meter.hibernations += 1
+        self._leave()
+        if self.home.ports.connections is not None:
+            self.home.ports.connections.detach(self.object_id)
+
+    def can_evict(self, now: float) -> bool:
+        """Return whether only timers keep it in memory, or tasks that have had their time."""
+        if self.state is not State.RUNNING or not self.blockers:
+            return False
+        idle = now - self._last_event
+        limit = self.home.limits.evict_after_s if self.blockers.only(TIMER) else LONG_TASK_S
+        if idle < limit or not self.blockers.only(TIMER, TASK, RPC_STUB):
+            return False
+        connections = self.home.ports.connections
+        return connections is None or connections.count(self.object_id) == 0
+
+    async def drained(self) -> None:
+        """Return when no event is under way and everything written is durable."""
+        await self.blockers.until_none(EVENT, STORAGE)
+
+    def _leave(self) -> set[Event]:
+        """Stop everything, at once; return the events that were under way."""
+        self._account(bool(self.blockers))
+        self.state = State.GONE
+        self.input.break_()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        for timer in list(self._timers):
+            timer.cancel()
+        if self.commits is not None:
+            self.commits.fail(ObjectReset("this instance of the object is gone"))
+        close_file = self._database.close() if self._database is not None else None
+        for task in self._tasks:
+            task.cancel()
+        for stub in list(self.stubs):
+            stub.dispose()
+        self.blockers.end()
+        events, self._events = self._events, set()
+        for event in events:
+            if event.timer is not None:
+                event.timer.cancel()
+        self.home.gone(self)
+        asyncio.Task(self._close(close_file), loop=self.loop, context=contextvars.Context())
+        return events
+
+    async def _close(self, close_file: Callable[[], None] | None) -> None:
+        try:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
+            if close_file is not None:
+                await self.loop.run_in_executor(self.home.files.closer, close_file)
+            if self._claim is not None:
+                await self.home.ports.storage.unload(self._claim)
+                await self.home.ports.placement.release(self._claim)
+        except Exception:
+            log.exception("closing %s failed", self.object_id.key)
+        finally:
+            self.closed.set_result(None)
+
+    def _open_storage(self, claim: Claim, path: Any) -> None:
+        limits, ports = self.home.limits, self.home.ports
+        database = Database(path, self.home.files, limits.database_bytes, self._storage_failed)
+        commits = Commits(
+            database,
+            ports,
+            claim,
+            self.output,
+            on_failure=self._storage_failed,
+            on_pending=lambda pending: self.blockers.add(STORAGE) if pending else self.blockers.remove(STORAGE),
+            timeout=limits.commit_s,
+            restore_point_every=limits.restore_point_s,
+        )
+        self.alarms = commits.alarms = AlarmBook(self.object_id, database, commits, self.home.scheduler, self.meter)
+        self._database, self.commits = database, commits
+        self.storage = Storage(
+            database,
+            commits,
+            KeyValues(database, commits, self.meter),
+            Sql(database, commits, self.meter),
+            self.alarms,
+            ports,
+            claim,
+            lambda run: self.critical(run, breaks=False),
+            # The constructor may set one before anybody can look at the class's methods.
+            lambda: self._handles_alarms or self.state is State.STARTING,
+        )
+
+    def _storage_failed(self, error: ObjectError) -> None:
+        if self.commits is not None and self.commits.error is None:
+            self.commits.fail(error)
+        else:
+            self.break_(error)
+
+    # Events
+
+    def submit(self, event: Event) -> None:
+        """Queue an event; refuses it with `QueueFull` if the object has too much to do."""
+        if event.refusable and (refusal := self._refusal(event)) is not None:
+            self.meter.overloads += 1
+            if event.reply is not None:
+                event.reply.set_exception(refusal)
+            if event.dispatched is not None:
+                self.loop.call_soon(event.dispatched, Delivery.OVERLOADED)
+            return
+        self._events.add(event)
+        self.blockers.add(EVENT)
+        event.queued_at = self.home.ports.clock.monotonic()
+        self._queued.append(event)
+        self._queued_bytes += event.size
+        self.input.admit(event.section or self.input.root, lambda: self._begin(event))
+
+    def _refusal(self, event: Event) -> QueueFull | None:
+        limits, now = self.home.limits, self.home.ports.clock.monotonic()
+        if now - self._window_start >= 10:
+            self._window_start, self._window_count = now, 0
+        self._window_count += 1
+        oldest = self._queued[0].queued_at if self._queued else None
+        if len(self._queued) >= limits.queued_events:
+            reason = "too many events are waiting"
+        elif self._queued_bytes + event.size > limits.queued_bytes:
+            reason = "too many bytes are waiting"
+        elif oldest is not None and now - oldest > limits.queue_age_s:
+            reason = "the oldest event has been waiting too long"
+        elif self._window_count > limits.events_per_10_s:
+            reason = "too many events within ten seconds"
+        else:
+            return None
+        refusal = QueueFull(f"{self.object_id.key}: {reason}")
+        refusal.object_key = self.object_id.key
+        return refusal
+
+    def _begin(self, event: Event) -> None:
+        # Events of one section start in order, so this one is almost always the first.
+        self._queued.remove(event)
+        self._queued_bytes -= event.size
+        if event.reply is not None and event.reply.done():
+            self._end(event)  # the caller gave up
+            return
+        if event.timeout is not None:
+            event.timer = self.home.ports.clock.call_later(event.timeout, lambda: self._timed_out(event))
+        task = self._task(event.run(self), event.section or self.input.root, self._context.copy(), True, event.cause)
+        task.add_done_callback(lambda task: self._finished(event, task))
+        if event.dispatched is not None:
+            # Behind the task's first step, which is in the loop's queue already.
+            self.loop.call_soon(self._dispatched, event)
+
+    def _dispatched(self, event: Event) -> None:
+        if self.state is not State.GONE and event.dispatched is not None:
+            dispatched, event.dispatched = event.dispatched, None
+            dispatched(Delivery.DISPATCHED)
+
+    def _finished(self, event: Event, task: asyncio.Task[Any]) -> None:
+        if self.state is State.GONE or event not in self._events:
+            if not task.cancelled():
+                task.exception()
+            return
+        if task.cancelled():
+            error: BaseException | None = Disconnected("the handler was cancelled")
+        else:
+            error = task.exception()
+        if error is not None:
+            self.meter.errors += 1
+            if event.reply is None or event.cause == "alarm":
+                log.error("%s: %s handler raised", self.object_id.key, event.cause, exc_info=error)
+        result = None if error is not None else task.result()
+        self.output.pass_(lambda: self._answer(event, result, error))
+
+    def _answer(self, event: Event, result: object, error: BaseException | None) -> None:
+        if event.reply is not None and not event.reply.done():
+            if error is None:
+                event.reply.set_result(result)
+            else:
+                event.reply.set_exception(for_callers(error, self.object_id))
+                event.reply.exception()
+        self._end(event)
+
+    def _end(self, event: Event) -> None:
+        if event.timer is not None:
+            event.timer.cancel()
+        self._last_event = self.home.ports.clock.monotonic()
+        if event in self._events:
+            self._events.discard(event)
+            self.blockers.remove(EVENT)
+
+    def _timed_out(self, event: Event) -> None:
+        if event in self._events:
+            self.break_(EventTimeout(f"a {event.cause} handler ran over {event.timeout:g} s"))
+
+    # Tasks, sections, timers
+
+    def spawn(
+        self,
+        coro: Coroutine[Any, Any, T],
+        section: Section,
+        *,
+        context: contextvars.Context | None = None,
+        name: str | None = None,
+        blocker: str = TASK,
+    ) -> asyncio.Task[T]:
+        """Run a coroutine as a task of this object: through the input gate, and a blocker while it lasts."""
+        task = self._task(coro, section, context or contextvars.copy_context(), False, name)
+        self.blockers.add(blocker)
+        task.add_done_callback(lambda _: self.blockers.remove(blocker))
+        return task
+
+    def critical(self, run: Callable[[], Awaitable[T]], *, breaks: bool = True) -> asyncio.Future[T]:
+        """Run `run` as a critical section of the section that calls; if `breaks`, its failure resets the object.
+
+        Raises:
+            LimitExceeded: nested deeper than 64, at once.
+        """
+        result: asyncio.Future[T] = self.loop.create_future()
+        context = contextvars.copy_context()
+
+        def begin(section: Section) -> None:
+            context.run(current_scope.set, Scope(self, section))
+            task = self._task(_call(run), section, context, True, "critical section")
+            limit = self.home.limits.critical_section_s
+            timer = self.home.ports.clock.call_later(
+                limit, lambda: self.break_(CriticalSectionTimeout(f"a critical section ran over {limit:g} s"))
+            )
+            task.add_done_callback(lambda task: self._section_ended(section, task, timer, result, breaks))
+
+        self.blockers.add(TASK)
+        result.add_done_callback(lambda _: self.blockers.remove(TASK))
+        try:
+            self.input.begin(self.section_now(), begin)
+        except UsageError:
+            result.cancel()
+            raise
+        return result
+
+    def _section_ended(
+        self, section: Section, task: asyncio.Task[T], timer: Timer, result: asyncio.Future[T], breaks: bool
+    ) -> None:
+        timer.cancel()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if self.state is State.GONE:
+            result.cancel()
+        elif error is not None and breaks:
+            reset = ObjectReset(f"a critical section failed: {type(error).__name__}: {error}")
+            reset.__cause__ = error
+            result.cancel()
+            self.break_(reset)
+        else:
+            self.input.end(section, result)
+            if result.done():
+                return
+            if error is None:
+                result.set_result(task.result())
+            elif isinstance(error, asyncio.CancelledError):
+                result.cancel()
+            else:
+                result.set_exception(error)
+                result.exception()  # whoever awaited it may have been cancelled
+
+    def section_now(self) -> Section:
+        """Return the section of the running code, or the root if it is not this object's."""
+        scope = current_scope.get()
+        return scope.section if scope is not None and scope.instance is self else self.input.root
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        """Call back after `delay` seconds of the host's clock, unless the instance is gone by then."""
+        timers, blockers = self._timers, self.blockers
+
+        class Blocking:
+            def cancel(self) -> None:
+                timer.cancel()
+                if self in timers:
+                    timers.discard(self)
+                    blockers.remove(TIMER)
+
+        handle = Blocking()
+
+        def due() -> None:
+            # The callback first: if it starts something, there is no moment without a blocker.
+            callback()
+            handle.cancel()
+
+        timer = self.home.ports.clock.call_later(delay, due)
+        timers.add(handle)
+        blockers.add(TIMER)
+        return handle
+
+    def _task(
+        self,
+        coro: Coroutine[Any, Any, T],
+        section: Section,
+        context: contextvars.Context,
+        admitted: bool,
+        name: str | None,
+    ) -> asyncio.Task[T]:
+        steps = gated(coro, self.input, section, admitted=admitted)
+        name = name or getattr(coro, "__qualname__", None)
+        task: asyncio.Task[T] = asyncio.Task(steps, loop=self.loop, context=context, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _context_of(self, section: Section) -> contextvars.Context:
+        context = contextvars.Context()
+        context.run(current_scope.set, Scope(self, section))
+        return context
+
+    # WebSockets
+
+    @property
+    def connections(self) -> Connections:
+        """The connections side.
+
+        Raises:
+            UsageError: the host has none.
+        """
+        if self.home.ports.connections is None:
+            raise UsageError("this host serves no WebSockets")
+        return self.home.ports.connections
+
+    def socket(self, connection_id: ConnectionId) -> WebSocket:
+        """Return the handle of a connection, the same one each time."""
+        handle = self._sockets.get(connection_id)
+        if handle is None:
+            handle = self._sockets[connection_id] = WebSocket(self, self.connections, connection_id)
+        return handle
+
+    def lone_socket(self, connection_id: ConnectionId) -> WebSocket | None:
+        """Return the handle if the connection was accepted without hibernation: its events do not queue here."""
+        handle = self._sockets.get(connection_id)
+        return handle if handle is not None and handle.stands_alone else None
+
+    def forget_socket(self, connection_id: ConnectionId) -> None:
+        """The connection's last event has been handled."""
+        self._sockets.pop(connection_id, None)
+
+    def accept(self, ws: WebSocket, tags: Sequence[str], protocol: str | None, *, hibernatable: bool) -> None:
+        """Accept an upgrade; see `ObjectState.accept_web_socket`."""
+        if ws.answer is not None:
+            raise UsageError("the WebSocket has been accepted already")
+        self.connections.accept(self.object_id, ws.connection_id, tags, hibernatable)
+        ws.answer = UpgradeAccepted(protocol)
+
+    # Idle time
+
+    def _busy_changed(self, busy: bool) -> None:
+        if self.state is State.GONE:
+            return
+        self._account(not busy)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if not busy:
+            self._idle_timer = self.home.ports.clock.call_later(self.home.limits.idle_s, self._idle)
+
+    def _idle(self) -> None:
+        if not self.blockers and self.state is State.RUNNING and not self.blockers[WEB_SOCKET]:
+            self.hibernate()
+
+    def _account(self, was_busy: bool) -> None:
+        now = self.home.ports.clock.monotonic()
+        if was_busy:
+            self.meter.active_s += now - self._since
+        else:
+            self.meter.idle_s += now - self._since
+        self._since = now
+
+
+class Disposable(Protocol):
+    """A stub that this instance has received."""
+
+    def dispose(self) -> None:
+        """Let go of what it stands for."""
+
+
+def for_callers(error: BaseException, object_id: ObjectId | None) -> Exception:
+    """Return what a caller of the object gets for an exception inside it.
+
+    Errors of ours go as they are; others are copied by type name and message, with `remote` set: no traceback, no
+    reference to the object's data leaves it.
+    """
+    if isinstance(error, ObjectError) and not isinstance(error, UsageError):
+        if error.object_key is None and object_id is not None:
+            error.object_key = object_id.key
+        return error
+    copy: Any = codec.rebuild_error(*codec.describe_error(error))
+    copy.remote = True
+    copy.object_key = None if object_id is None else object_id.key
+    exception: Exception = copy
+    return exception
+
+
+async def _call(run: Callable[[], Awaitable[T]]) -> T:
+    return await run()

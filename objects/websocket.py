@@ -1,0 +1,230 @@
+"""WebSockets as object code sees them: handles by connection id.
+
+The connection itself lives on the connections side and outlives the instance. A handle is a name for it: everything
+that must survive hibernation (tags, attachment, "we sent close") is asked from there. Attributes set on a handle die
+with the instance; inside one instance a connection always has the same handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from objects import codec
+from objects.blockers import WEB_SOCKET
+from objects.errors import LimitExceeded, UsageError
+from objects.ports import (
+    MAX_ATTACHMENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_TAG_BYTES,
+    MAX_TAGS,
+    ConnectionId,
+    ConnectionInfo,
+    Connections,
+    Frame,
+    ReadyState,
+    UpgradeAccepted,
+)
+
+if TYPE_CHECKING:
+    from objects.instance import Instance
+
+_RESERVED_CODES = frozenset({1004, 1005, 1006, 1015})
+MAX_REASON_BYTES = 123
+
+
+class WebSocket:
+    """One connection of this object."""
+
+    def __init__(self, instance: Instance, connections: Connections, connection_id: ConnectionId) -> None:
+        self.connection_id = connection_id
+        self.answer: UpgradeAccepted | None = None
+        self.failed = False
+        self._instance = instance
+        self._connections = connections
+        self._closing = False
+        self._inbox: _Inbox | None = None
+
+    def __repr__(self) -> str:
+        return f"<WebSocket {self.connection_id} {self.ready_state.name.lower()}>"
+
+    @property
+    def ready_state(self) -> ReadyState:
+        """The state; CLOSING once this side has called `close`, in this life of the object or an earlier one."""
+        state = self._connections.ready_state(self.connection_id)
+        return ReadyState.CLOSING if self._closing and state is ReadyState.OPEN else state
+
+    @property
+    def info(self) -> ConnectionInfo | None:
+        """URL, protocol, tags and time of the upgrade; survives hibernation."""
+        return self._connections.info(self.connection_id)
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes given to `send` that the transport has not taken yet."""
+        return self._connections.buffered_amount(self.connection_id)
+
+    @property
+    def last_seen_ms(self) -> int | None:
+        """When the peer last sent anything, pongs included (Unix ms)."""
+        return self._connections.last_seen_ms(self.connection_id)
+
+    def send(self, message: Frame) -> None:
+        """Queue a text (str) or binary (bytes) message; it leaves when what was written before is durable.
+
+        Ignored if the connection is gone.
+
+        Raises:
+            UsageError: `close` was called, the socket is not accepted, or `message` is neither str nor bytes.
+            LimitExceeded: more than 32 MiB.
+        """
+        check_message(message)
+        if self.failed:
+            return
+        state = self.ready_state
+        if state is ReadyState.CLOSING:
+            raise UsageError("send after close")
+        if state is ReadyState.CONNECTING and self.answer is None:
+            raise UsageError("the WebSocket has not been accepted")
+        if state is not ReadyState.CLOSED:
+            self._leave(lambda: self._connections.send(self.connection_id, message))
+
+    def close(self, code: int | None = None, reason: str = "") -> None:
+        """Queue a close frame behind what was sent; a second call is ignored.
+
+        Raises:
+            UsageError: a code outside 1000 to 4999, or one of 1004, 1005, 1006, 1015; a reason without a code, or
+                above 123 bytes of UTF-8.
+        """
+        if code is not None and (not 1000 <= code <= 4999 or code in _RESERVED_CODES):
+            raise UsageError(f"{code} cannot be sent as a close code")
+        if reason and code is None:
+            raise UsageError("a close reason needs a code")
+        if len(reason.encode()) > MAX_REASON_BYTES:
+            raise UsageError(f"a close reason has at most {MAX_REASON_BYTES} bytes")
+        if self.failed or self._closing or self.ready_state in (ReadyState.CLOSING, ReadyState.CLOSED):
+            return
+        if self.answer is None and self.ready_state is ReadyState.CONNECTING:
+            raise UsageError("the WebSocket has not been accepted")
+        self._closing = True
+        self._leave(lambda: self._connections.close(self.connection_id, code, reason))
+
+    def serialize_attachment(self, value: object) -> None:
+        """Keep a copy of `value` with the connection: survives hibernation, not the connection.
+
+        Raises:
+            LimitExceeded: more than 16,384 bytes serialized; the old value is kept.
+            NotSerializable: of a type that `codec` does not carry.
+        """
+        data = None if value is None else codec.encode(value, limit=MAX_ATTACHMENT_BYTES)
+        self._connections.set_attachment(self.connection_id, data)
+
+    def deserialize_attachment(self) -> Any:
+        """Return a fresh copy of the attachment, or None."""
+        data = self._connections.attachment(self.connection_id)
+        return None if data is None else codec.decode(data)
+
+    def accept(self, protocol: str | None = None) -> None:
+        """Accept without hibernation: read with `async for message in ws`. Keeps the instance in memory.
+
+        Raises:
+            UsageError: accepted before.
+        """
+        self._instance.accept(self, (), protocol, hibernatable=False)
+        self._inbox = _Inbox()
+        self._instance.blockers.add(WEB_SOCKET)
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        """Iterate over the messages of a socket accepted with `accept`, until it is closed."""
+        if self._inbox is None:
+            raise UsageError("messages of a hibernatable WebSocket go to web_socket_message")
+        while (message := await self._inbox.take()) is not None:
+            yield message
+
+    # The instance's side
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it was accepted without hibernation: its events go to its reader."""
+        return self._inbox is not None
+
+    def receive(self, message: Frame | None, taken: Callable[[], None]) -> None:
+        """Give a message (None: the end) to the reader; `taken` is called when it has it."""
+        assert self._inbox is not None
+        if message is None:
+            self._instance.blockers.remove(WEB_SOCKET)
+        self._inbox.give(message, taken)
+
+    def _leave(self, act: Callable[[], None]) -> None:
+        output = self._instance.output
+        if output.is_open:
+            act()
+            return
+        # Auto-responses must not overtake what waits at the gate.
+        key = self._instance.object_id
+        self._connections.hold(key, self.connection_id)
+
+        def release() -> None:
+            act()
+            self._connections.release(key, self.connection_id)
+
+        output.pass_(release)
+
+
+class _Inbox:
+    """Messages of one socket; filled one at a time, since the next comes when this one was taken."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Frame | None, Callable[[], None]]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._ended = False
+
+    def give(self, message: Frame | None, taken: Callable[[], None]) -> None:
+        self._items.append((message, taken))
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> Frame | None:
+        while not self._items:
+            if self._ended:
+                return None
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        message, taken = self._items.popleft()
+        taken()
+        self._ended = message is None
+        return message
+
+
+def check_message(message: Frame) -> None:
+    """Refuse what cannot be sent as one message."""
+    if not isinstance(message, str | bytes):
+        raise UsageError(f"a message is str or bytes, not {type(message).__name__}")
+    # A character takes at least one byte: encode only what could be too long.
+    size = len(message)
+    if isinstance(message, str) and size * 4 > MAX_MESSAGE_BYTES:
+        size = len(message.encode())
+    if size > MAX_MESSAGE_BYTES:
+        raise LimitExceeded("a message in bytes", MAX_MESSAGE_BYTES, size)
+
+
+def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return the distinct tags in order; each entry is checked in turn, duplicates included.
+
+    Raises:
+        UsageError: not a str.
+        LimitExceeded: more than 10 entries so far, or more than 256 bytes.
+    """
+    distinct: list[str] = []
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise UsageError(f"a tag is a str, not {type(tag).__name__}")
+        if len(distinct) >= MAX_TAGS:
+            raise LimitExceeded("tags of one WebSocket", MAX_TAGS)
+        if len(tag.encode()) > MAX_TAG_BYTES:
+            raise LimitExceeded("a tag in bytes", MAX_TAG_BYTES, len(tag.encode()))
+        if tag not in distinct:
+            distinct.append(tag)
+    return tuple(distinct)
