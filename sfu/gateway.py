@@ -30,9 +30,9 @@ from starlette.responses import PlainTextResponse
 
 from sfu import schemas
 from sfu.errors import SfuError
-from sfu.ice import AddressBuckets
 from sfu.messages import SessionId
 from sfu.routes import CorrelationId, SessionApi, add_session_routes, error_responses, request_body
+from sfu.throttle import CallThrottle
 
 SESSIONS_PER_ADDRESS_PER_S = 20.0
 """New sessions of one client address: the one call here that needs no cookie."""
@@ -96,7 +96,7 @@ def gateway_router(
         clock: seconds since 1970, for `iat`.
     """
     router = APIRouter(prefix=policy.prefix, tags=["Browser gateway"], route_class=GatewayRoute)
-    new_sessions = AddressBuckets(SESSIONS_PER_ADDRESS_PER_S)
+    new_sessions = CallThrottle(SESSIONS_PER_ADDRESS_PER_S)
 
     async def visitor(request: Request) -> str:
         check_origin(request, policy)
@@ -123,7 +123,7 @@ def gateway_router(
     async def create_session(
         request: Request, app_id: str = Depends(visitor), correlation_id: CorrelationId = None
     ) -> Response:
-        if not new_sessions.take(_network(request), time.monotonic()):
+        if not new_sessions.admit(_network(request), now=time.monotonic()):
             return _busy()
         try:
             # Never a third party's session: without a bearer nobody may make this server call out.

@@ -1,14 +1,16 @@
 """HTTP: sessions and tracks, `/v1/apps/{appId}/...` and the unversioned `/apps/{appId}/...`.
 
-Each request passes, in this order: the app's bearer, the body (read under a limit and a time, parsed as JSON under any
-content type), the service (which also counts a session's calls). Errors are raised, not answered: the application turns
-every `SfuError` into the API's envelope. Nothing here redirects.
+Each request passes, in this order: the app's bearer, the session's rate of calls, the body (read under a limit and a
+time, parsed as JSON under any content type), the service. Errors are raised, not answered: the application turns every
+`SfuError` into the API's envelope. Nothing here redirects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -17,12 +19,16 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Res
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from sfu import schemas
-from sfu.errors import AppNotFound, InvalidParams, PayloadTooLarge, Unauthorized
+from sfu.errors import AppNotFound, InvalidParams, LimitExceeded, PayloadTooLarge, SessionGone, Unauthorized
 from sfu.messages import SessionDescription, SessionId
 from sfu.schemas import Schema
 from sfu.service import Sfu
+from sfu.throttle import CallThrottle
 
 VERSIONED = "/v1"
+
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
+"""Which ids a session can have; longer ones are not even counted."""
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
 Caller = Callable[..., Awaitable[str]]
@@ -46,11 +52,14 @@ class SessionApi:
     Args:
         service: the media side.
         limits: for request bodies.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, service: Sfu, limits: BodyLimits) -> None:
+    def __init__(self, service: Sfu, limits: BodyLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._service = service
         self._limits = limits
+        self._throttle = CallThrottle(service.settings.calls_per_session_per_s)
+        self._clock = clock
 
     async def create_session(
         self, request: Request, app_id: str, *, correlation_id: str | None, third_party: bool
@@ -70,30 +79,32 @@ class SessionApi:
 
     async def get_session(self, app_id: str, session_id: str) -> Response:
         """`GET sessions/{id}`."""
-        states = self._service.tracks_of(app_id, SessionId(session_id))
+        states = self._service.tracks_of(app_id, self._admit(app_id, session_id))
         return _json(schemas.SessionResponse(tracks=tuple(map(schemas.TrackState.from_message, states))))
 
     async def get_stats(self, app_id: str, session_id: str) -> Response:
         """`GET sessions/{id}/stats`, an extension."""
-        figures = self._service.session_stats(app_id, SessionId(session_id))
+        figures = self._service.session_stats(app_id, self._admit(app_id, session_id))
         return _json(schemas.SessionStatsResponse.from_stats(figures))
 
     async def renegotiate(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/renegotiate`."""
+        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.RenegotiateRequest)
-        answer = await self._service.renegotiate(app_id, SessionId(session_id), body.session_description.to_message())
+        answer = await self._service.renegotiate(app_id, session, body.session_description.to_message())
         return _json(
             schemas.RenegotiateResponse(session_description=schemas.SessionDescription.from_message(answer)),
         )
 
     async def add_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`POST sessions/{id}/tracks/new`."""
+        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksNewRequest)
         if body.tracks is None and not body.auto_discover:
             raise InvalidParams("tracks: Field required unless autoDiscover is true")
         result = await self._service.add_tracks(
             app_id,
-            SessionId(session_id),
+            session,
             tracks=[track.to_message() for track in body.tracks or ()],
             offer=_offer(body.session_description),
             auto_discover=bool(body.auto_discover),
@@ -102,23 +113,36 @@ class SessionApi:
 
     async def update_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/tracks/update`."""
+        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksUpdateRequest)
-        result = await self._service.update_tracks(
-            app_id, SessionId(session_id), [track.to_message() for track in body.tracks]
-        )
+        result = await self._service.update_tracks(app_id, session, [track.to_message() for track in body.tracks])
         return _json(schemas.TracksResponse.from_message(result))
 
     async def close_tracks(self, request: Request, app_id: str, session_id: str) -> Response:
         """`PUT sessions/{id}/tracks/close`."""
+        session = self._admit(app_id, session_id)
         body = await self._read(request, schemas.TracksCloseRequest)
         result = await self._service.close_tracks(
             app_id,
-            SessionId(session_id),
+            session,
             mids=[track.mid for track in body.tracks],
             force=bool(body.force),
             offer=_offer(body.session_description),
         )
         return _json(schemas.TracksResponse.from_message(result))
+
+    def _admit(self, app_id: str, session_id: str) -> SessionId:
+        """Check the id's form and count the call.
+
+        Raises:
+            SessionGone: no session can have this id.
+            LimitExceeded: too many calls of this session in a second.
+        """
+        if not SESSION_ID.match(session_id):
+            raise SessionGone("no such session")
+        if not self._throttle.admit((app_id, session_id), now=self._clock()):
+            raise LimitExceeded("too many calls of this session in a second")
+        return SessionId(session_id)
 
     async def _read(self, request: Request, shape: type[SchemaT], *, optional: bool = False) -> SchemaT:
         body = await read_body(request, self._limits)

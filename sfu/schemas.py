@@ -371,7 +371,7 @@ REQUESTS: tuple[type[Schema], ...] = (
     TracksCloseRequest,
 )
 
-# What pydantic calls a wrong value as opposed to a wrong type; see the table of error codes in docs/api.md.
+# What pydantic calls a wrong value as opposed to a wrong type: 406 and not 400.
 _WRONG_VALUE = {"missing", "literal_error", "too_long", "too_short", "string_too_long", "string_too_short"}
 
 

@@ -33,9 +33,12 @@ ERROR_CODES: Mapping[int, str] = {
     405: "method_not_allowed",
     406: "invalid_params",
     408: "request_timeout",
+    413: "payload_too_large",
     429: "too_many_requests",
     503: "temporarily_unavailable_error",
 }
+
+DEMO_BODY_MAX_BYTES = 64 * 1024
 
 
 def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: Figures) -> FastAPI:
@@ -69,7 +72,7 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
     if sfu is not None:
         add_media_routes(app, settings, sfu, figures)
     if settings.demo_enabled:
-        app.include_router(demo_router())
+        app.include_router(demo_router(), max_body_size=DEMO_BODY_MAX_BYTES)
         app.router.routes.extend(page_routes())
     return app
 

@@ -88,6 +88,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._in_head = True
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; at once if its peer does not even read the last answer."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
     def send_400_response(self, msg: str) -> None:
         """Not HTTP: answer in the API's envelope and close."""
         self._refuse(400, "decoding_error", msg)

@@ -29,8 +29,8 @@ def configure(settings: LogSettings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
-    # Its start and stop messages repeat ours.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Its start and stop messages repeat ours, and what it warns of, any stranger can cause as often as they like.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:

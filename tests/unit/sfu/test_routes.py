@@ -23,9 +23,9 @@ from sfu.messages import (
     TrackResult,
     TracksResult,
 )
-from sfu.routes import BodyLimits, read_body
+from sfu.routes import BearerCheck, BodyLimits, SessionApi, api_router, read_body
 from tests.support.fake_sfu import ANSWER, OFFER, FakeSfu
-from torpor.app import build_app
+from torpor.app import build_app, on_sfu_error
 from torpor.config import DEVELOPMENT_APP_ID as APP
 from torpor.config import DEVELOPMENT_APP_SECRET as SECRET
 from torpor.config import HttpSettings, Settings
@@ -460,6 +460,25 @@ class TestErrors:
         self, client: httpx.AsyncClient, method: str, path: str, status: int, code: str
     ) -> None:
         assert_error(await client.request(method, path), status, code)
+
+
+class TestRate:
+    """Limits: 50 calls a second, per session, none per app."""
+
+    async def test_the_51st_call_in_an_instant_is_too_many_for_its_session_only(self, sfu: FakeSfu) -> None:
+        api = SessionApi(sfu, BodyLimits(BODY_MAX, 1.0), clock=lambda: 7.0)  # type: ignore[arg-type]
+        app = FastAPI()
+        app.include_router(api_router(api, BearerCheck({APP: SECRET}), base="/v1"))
+        app.add_exception_handler(SfuError, on_sfu_error)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=BEARER) as client:
+            busy, calm = [
+                f"{BASE}/sessions/{(await client.post(f'{BASE}/sessions/new')).json()['sessionId']}" for _ in range(2)
+            ]
+            assert {(await client.get(busy)).status_code for _ in range(50)} == {200}
+            assert_error(await client.get(busy), 429, "too_many_requests")
+            assert_error(await client.put(f"{busy}/renegotiate"), 429, "too_many_requests")
+            assert (await client.get(calm)).status_code == 200
 
 
 class TestCors:
