@@ -19,15 +19,16 @@ $(VENV)/.created:
 	@touch $@
 
 # Editable, so that Python changes need no build; a change of pyproject.toml, setup.py or Cython sources does.
+# PYTHONWARNINGS: setuptools reminds everyone who installs this way that folders shadow packages; here they are meant to.
 $(VENV)/.built: $(VENV)/.created pyproject.toml setup.py $(PYX)
 	@echo "» installing torpor and building its extensions (about a minute the first time)"
 	@$(BIN)/python -m pip install --quiet --progress-bar off 'setuptools>=80' 'Cython>=3.1'
-	@$(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built tests/support/install.sh tests/support/package-lock.json
 	@echo "» installing what the tests need"
-	@$(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable '.[test,dev,load]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable '.[test,dev,load]'
 	@tests/support/install.sh
 	@touch $@
 
