@@ -60,7 +60,7 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 DENIED_PORTS = frozenset({0, 17, 19, 53, 111, 123, 137, 161, 389, 1900, 11211})
 
 _MAPPED = ip_network("::ffff:0:0/96")
-_COMPATIBLE = ip_network("::/96")
+_COMPATIBLE = ip_network("::/96")  # but :: and ::1, which are themselves
 _NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
 _SIX_TO_FOUR = ip_network("2002::/16")
 
@@ -108,7 +108,7 @@ def canonical_forms(ip: IPAddress) -> tuple[IPAddress, ...]:
     number = int(ip)
     if ip in _SIX_TO_FOUR:
         return (ip, IPv4Address(number >> 80 & 0xFFFFFFFF))
-    if ip in _MAPPED or ip in _COMPATIBLE or any(ip in network for network in _NAT64):
+    if ip in _MAPPED or (ip in _COMPATIBLE and number > 1) or any(ip in network for network in _NAT64):
         return (ip, IPv4Address(number & 0xFFFFFFFF))
     return (ip,)
 
@@ -154,7 +154,11 @@ class PeerPolicy:
         """
         never = [parse_range(text) for text in NEVER_ALLOWED]
         loopback = [parse_range(text) for text in LOOPBACK]
-        own = [AddressRange(ip.version, int(ip), int(ip)) for ip in own_addresses]
+        own = [
+            AddressRange(ip.version, int(ip), int(ip))
+            for ip in own_addresses
+            if not (allow_loopback and ip.is_loopback)
+        ]
         self._allowed = [parse_range(text) for text in allowed]
         for text, lifted in zip(allowed, self._allowed, strict=True):
             if any(_within(lifted, forbidden) for forbidden in never):
