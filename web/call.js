@@ -8,12 +8,20 @@ import { RealtimeClient } from "./realtime.js";
 import { Room } from "./room.js";
 import { explain, openBlack, openCamera, openDevices, openPicture, openScreen, openSynthetic } from "./sources.js";
 
-/** Names sort from best to worst, as the server expects of layers. */
-const CAMERA_LAYERS = [
+/**
+ * Simulcast layers of a camera; their names sort from best to worst, as the server expects. Of a small picture browsers
+ * send two layers at most and drop the last ones, so it gets two to begin with.
+ */
+const LARGE_PICTURE = [
   { rid: "f", maxBitrate: 1_500_000 },
   { rid: "h", maxBitrate: 400_000, scaleResolutionDownBy: 2 },
   { rid: "q", maxBitrate: 120_000, scaleResolutionDownBy: 4 },
 ];
+const SMALL_PICTURE = [
+  { rid: "f", maxBitrate: 700_000 },
+  { rid: "q", maxBitrate: 150_000, scaleResolutionDownBy: 2 },
+];
+const LARGE_WIDTH = 960;
 const SMALLEST_LAYER = "q";
 const SCREEN_ENCODING = [{ maxBitrate: 2_500_000 }];
 
@@ -58,7 +66,8 @@ export class Call extends EventTarget {
       this.dispatchEvent(new Event("state"));
     });
     this.#client.addEventListener("statechange", () => this.dispatchEvent(new Event("state")));
-    this.#publish("camera", source.video.track, CAMERA_LAYERS);
+    const { width } = source.video.track.getSettings();
+    this.#publish("camera", source.video.track, width >= LARGE_WIDTH ? LARGE_PICTURE : SMALL_PICTURE);
     this.#publish("microphone", source.audio.track);
   }
 

@@ -9,7 +9,7 @@ const pulls = new Map();
 const clean = (metadata) => metadata && JSON.parse(JSON.stringify(metadata));
 
 async function fakeDevice(kind) {
-  const stream = await navigator.mediaDevices.getUserMedia({ [kind]: kind === "video" ? { width: 640, height: 480 } : true });
+  const stream = await navigator.mediaDevices.getUserMedia({ [kind]: kind === "video" ? { width: 960, height: 540 } : true });
   return stream.getTracks()[0];
 }
 
