@@ -197,8 +197,6 @@ class UpgradeProtocol(asyncio.Protocol):
         """The transport is gone: dropped by `park`, or with the client, whose application is stopped then."""
         self._state.connections.discard(self)
         self._transport = None
-        if self._deadline is not None:
-            self._deadline.cancel()
         if not self._decided and self._task is not None:
             self._decided = True
             self._task.cancel()

@@ -146,7 +146,16 @@ class HibernationManager:
 
     async def attach(self, object_id: ObjectId) -> None:
         """See `Connections.attach`: here all answers are at hand."""
+        self.mark_attached(object_id)
+
+    def mark_attached(self, object_id: ObjectId) -> None:
+        """Keep the object's record from now on, connections or none."""
         self._record(object_id).attached = True
+
+    def detach_all(self) -> None:
+        """All instances are gone at once: the process that ran them died."""
+        for object_id in list(self._records):
+            self.detach(object_id)
 
     def detach(self, object_id: ObjectId) -> None:
         """See `Connections.detach`."""
