@@ -234,6 +234,8 @@ cdef inline void bind(Thread *t, Transport *from_, const RtpView *view, IdEntry 
     cdef Track *track
     cdef Stream *s = NULL
     cdef bint rtx
+    if view.ssrc == 0:
+        return      # a probe before any media: it only feeds transport-wide feedback (RX-3)
     if mid != NULL:
         track = track_by_mid(from_, view.data + mid.offset, mid.length)
     elif entry.extra == BOUND_ORPHAN:
@@ -249,8 +251,8 @@ cdef inline void bind(Thread *t, Transport *from_, const RtpView *view, IdEntry 
         s = layer_by_rid(track, view.data + repaired.offset, repaired.length)
     elif track.layer_count == 1:
         s = track.layers[0]
-    if s == NULL:
-        return
+    if s == NULL or (mid == NULL and not rtx and s.ssrc and s.alive):
+        return  # a payload type alone does not take a layer from an SSRC that is live
     entry.value = s
     entry.extra = BOUND_RTX if rtx else BOUND_MEDIA
     if rtx:

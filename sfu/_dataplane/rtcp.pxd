@@ -169,7 +169,8 @@ cdef inline bint next_packet(const uint8_t **at, const uint8_t *end, RtcpPacket 
     p.count = data[0] & 31
     p.kind = data[1]
     if data[0] & 0x20:
-        if data[size - 1] == 0 or data[size - 1] & 3 or data[size - 1] > size - 4:
+        # Not always a multiple of four: libwebrtc pads transport-wide feedback by one to three bytes.
+        if data[size - 1] == 0 or data[size - 1] > size - 4:
             return False
         p.size -= data[size - 1]
     return True
