@@ -135,6 +135,8 @@ class Draft:
     """A step that is computed and not yet taken. `sdp` is empty for the step that reads an answer."""
 
     sections: tuple[Section, ...]
+    bundle: tuple[str, ...]
+    """The BUNDLE group; its first mid carries the transport."""
     is_offer: bool = False
     sdp: str = ""
     added: tuple[str, ...] = ()
@@ -150,6 +152,7 @@ class Negotiation:
         self.pending: tuple[Section, ...] | None = None
         """As in our outstanding offer; None when stable."""
         self._sdp_bytes_max = sdp_bytes_max
+        self._bundle: tuple[str, ...] = ()
         self._session_id = secrets.randbits(62)
         self._version = 0
         self._next_mid = 0
@@ -197,7 +200,7 @@ class Negotiation:
         self._allow_mixed = offer.description.extmap_allow_mixed
         live = {section.mid for section in sections if section.live}
         bundle = tuple(mid for mid in offer.description.bundle if mid in live)
-        return Draft(tuple(sections), sdp=self._serialize(sections, bundle, local, answering=True))
+        return Draft(tuple(sections), bundle, sdp=self._serialize(sections, bundle, local, answering=True))
 
     # -- we offer -------------------------------------------------------------------------------------------------
 
@@ -222,9 +225,12 @@ class Negotiation:
             )
             sections[index : index + 1] = [section]
             added.append(mid)
-        bundle = tuple(section.mid for section in sections if section.live)
+        # The section that carries the transport stays first while it lives, also when one before it is recycled:
+        # Chromium takes another first mid for another transport (RFC 9143 §7.2.2).
+        live = [section.mid for section in sections if section.live]
+        bundle = tuple(dict.fromkeys([*(mid for mid in self._bundle if mid in live), *live]))
         text = self._serialize(sections, bundle, local, answering=False)
-        return Draft(tuple(sections), is_offer=True, sdp=text, added=tuple(added))
+        return Draft(tuple(sections), bundle, is_offer=True, sdp=text, added=tuple(added))
 
     def _before_offer(self, index: int, section: Section) -> Section:
         """Give up an idle section of ours that nothing can flow on again, so that its place can be recycled.
@@ -268,12 +274,13 @@ class Negotiation:
         if len(answer.sections) != len(self.pending):
             raise InvalidSessionDescription("the answer has another number of m-sections than the offer")
         sections = tuple(map(_agreed, self.pending, answer.sections))
-        return PeerDescription(answer, _check_bundle(answer)), Draft(sections)
+        return PeerDescription(answer, _check_bundle(answer)), Draft(sections, self._bundle)
 
     # -- both -----------------------------------------------------------------------------------------------------
 
     def commit(self, draft: Draft) -> None:
         """Take the step."""
+        self._bundle = draft.bundle
         if draft.is_offer:
             self.pending = draft.sections
         else:

@@ -652,6 +652,17 @@ class TestRecycling:
         third = subscriber.pull(remote(publisher.session, "camera"))
         assert third.tracks[0].mid == "0"
 
+    def test_recycled_first_section_does_not_carry_the_transport(self, publisher: Client, subscriber: Client) -> None:
+        subscriber.pull(remote(publisher.session, "camera"))
+        subscriber.pull(remote(publisher.session, "camera"))
+        subscriber.peer.stop("0")
+        closing = as_offer(subscriber.peer.offer())
+        subscriber.session.close_tracks_with_offer(closing, ["0"], now=0.0)
+        for bundle in [("1", "2"), ("1", "2", "3")]:
+            offered = sdp.parse(sdp_of(subscriber.pull(remote(publisher.session, "camera"))))
+            assert offered.sections[0].mid == "2"
+            assert offered.bundle == bundle
+
     def test_new_mid_collides_with_none_of_either_side(self, publisher: Client, subscriber: Client) -> None:
         subscriber.publish("0", "mine")
         subscriber.publish("1", "mine too")
