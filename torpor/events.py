@@ -29,10 +29,6 @@ from sfu.routes import VERSIONED, Caller, error_responses
 from sfu.service import EventStream, Sfu
 from torpor.config import EventSettings
 from torpor.figures import Figures
-from torpor.http import ABORT_EXTENSION
-
-SEND_TIMEOUT = 10.0
-"""A listener that takes nothing for this long is cut off."""
 
 DROPPED = b'event: dropped\ndata: {"reason":"too slow"}\n\n'
 HEARTBEAT = b":\n\n"
@@ -120,21 +116,15 @@ class EventAnswer(Response):
         watchers = [asyncio.create_task(self._fill()), asyncio.create_task(self._watch(receive))]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send(send, HEARTBEAT)
+            await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
             while chunk := await self._next():
-                await self._send(send, chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            scope["extensions"][ABORT_EXTENSION]["call"]()
         finally:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
             self._on_end()
-
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        async with asyncio.timeout(SEND_TIMEOUT):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def _next(self) -> bytes:
         """What waits, or a heartbeat; empty at the end."""

@@ -1,7 +1,8 @@
 """uvicorn, with the bounds it does not have and a shutdown in our order.
 
-`HttpProtocol` bounds what a peer may make us hold before a handler runs: connections, bytes and time of a request
-head. `HttpServer` leaves signals to `lifespan.py` and ends long answers before it waits for short ones.
+`HttpProtocol` bounds what a peer may make us hold outside a handler: connections, bytes and time of a request head,
+answers that are not read. `HttpServer` leaves signals to `lifespan.py` and ends long answers before it waits for
+short ones.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from torpor.config import HttpSettings, Settings
 from torpor.edge import envelope
 
-ABORT_EXTENSION = "torpor.abort"
-"""In `scope["extensions"]`: its `call` drops the connection without waiting for the peer to read."""
+SEND_TIMEOUT = 10.0
+"""A peer that takes nothing of an answer for this long is cut off."""
 
 BACKLOG = 2048
 
@@ -30,7 +31,9 @@ PIPELINE_MAX = 16
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. The head of each request is bounded in bytes and time; a body is the handler's business.
+    """One connection. The head of each request is bounded in bytes and time, an unread answer in time.
+
+    A body is the handler's business.
 
     Args:
         limits: the bounds.
@@ -43,6 +46,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Accept, unless too many are open."""
@@ -53,8 +57,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer with the connection."""
+        """Forget the timers with the connection."""
         self._end_head()
+        self._end_send()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,7 +78,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._start_head()
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: {"call": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         """The head is whole: its handler starts, or waits for those of earlier requests."""
@@ -87,6 +91,16 @@ class HttpProtocol(HttpToolsProtocol):
         """The body is whole: what comes next is a head."""
         super().on_message_complete()
         self._in_head = True
+
+    def pause_writing(self) -> None:
+        """The peer does not read: it has some time to begin again."""
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(SEND_TIMEOUT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._end_send()
+        super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; at once if its peer does not even read the last answer."""
@@ -110,6 +124,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _end_send(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def _refuse(self, status: int, code: str, description: str) -> None:
         if self.transport.is_closing():

@@ -32,7 +32,6 @@ class Listener:
         self.reads = asyncio.Event()
         self.reads.set()
         self.gone = asyncio.Event()
-        self.aborted = False
         headers = [(b"authorization", f"Bearer {secret}".encode())]
         path = f"/v1/apps/{DEVELOPMENT_APP_ID}/events"
         scope = {
@@ -42,12 +41,8 @@ class Listener:
             "query_string": b"",
             "headers": headers,
             "scheme": "http",
-            "extensions": {"torpor.abort": {"call": self._abort}},
         }
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
-
-    def _abort(self) -> None:
-        self.aborted = True
 
     async def _receive(self) -> dict[str, Any]:
         await self.gone.wait()
@@ -147,15 +142,6 @@ class TestListening:
                 received += message["body"]
             assert received.endswith(b'event: dropped\ndata: {"reason":"too slow"}\n\n')
             assert figures.event_listeners_dropped == 1
-
-    async def test_a_listener_that_reads_nothing_at_all_is_cut_off(
-        self, sfu: FakeSfu, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("torpor.events.SEND_TIMEOUT", 0.05)
-        async with listening(sfu) as (listener, *_):
-            listener.reads.clear()
-            sfu.streams[0].queue.put_nowait(STARTED)
-        assert listener.aborted
 
 
 class TestAdmission:
