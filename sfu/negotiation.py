@@ -151,8 +151,9 @@ class Negotiation:
         """As agreed by the last completed exchange."""
         self.pending: tuple[Section, ...] | None = None
         """As in our outstanding offer; None when stable."""
+        self.bundle: tuple[str, ...] = ()
+        """The BUNDLE group of the last step; its first mid carries the transport."""
         self._sdp_bytes_max = sdp_bytes_max
-        self._bundle: tuple[str, ...] = ()
         self._session_id = secrets.randbits(62)
         self._version = 0
         self._next_mid = 0
@@ -228,7 +229,7 @@ class Negotiation:
         # The section that carries the transport stays first while it lives, also when one before it is recycled:
         # Chromium takes another first mid for another transport (RFC 9143 §7.2.2).
         live = [section.mid for section in sections if section.live]
-        bundle = tuple(dict.fromkeys([*(mid for mid in self._bundle if mid in live), *live]))
+        bundle = tuple(dict.fromkeys([*(mid for mid in self.bundle if mid in live), *live]))
         text = self._serialize(sections, bundle, local, answering=False)
         return Draft(tuple(sections), bundle, is_offer=True, sdp=text, added=tuple(added))
 
@@ -274,13 +275,13 @@ class Negotiation:
         if len(answer.sections) != len(self.pending):
             raise InvalidSessionDescription("the answer has another number of m-sections than the offer")
         sections = tuple(map(_agreed, self.pending, answer.sections))
-        return PeerDescription(answer, _check_bundle(answer)), Draft(sections, self._bundle)
+        return PeerDescription(answer, _check_bundle(answer)), Draft(sections, self.bundle)
 
     # -- both -----------------------------------------------------------------------------------------------------
 
     def commit(self, draft: Draft) -> None:
         """Take the step."""
-        self._bundle = draft.bundle
+        self.bundle = draft.bundle
         if draft.is_offer:
             self.pending = draft.sections
         else:

@@ -414,9 +414,12 @@ class Session:
     def _take_answer(self, peer: PeerDescription, draft: Draft, credentials: IceCredentials, now: float) -> None:
         for mid in self.negotiation.rollback():
             self.media.drop(mid, "its offer was never answered", now)
+        carrier = self.negotiation.bundle[:1]
         self.negotiation.commit(draft)
         if peer.remote is not None:
             self.transport.apply_remote(peer.remote, credentials, now=now)
+        if carrier and carrier[0] not in draft.bundle:
+            self.transport.expect_replacement(now=now)
         self._reconcile(now)
 
     def _take_offer(self, additions: Sequence[Addition], now: float) -> Draft:

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _HOST_TYPE_PREFERENCE: Final = 126
 
+REPLACEMENT_WINDOW: Final = 10.0
+"""How long after `expect_replacement` the peer has for another association."""
+
+_HANDSHAKE_RECORD: Final = 22
+_CLIENT_HELLO: Final = 1
+
 
 class TransportState(Enum):
     """What an operator sees of the path."""
@@ -93,7 +99,9 @@ class Transport:
         self._plane = plane
         self._context = context
         self._dtls: DtlsAssociation | None = None
+        self._dtls_path: Path | None = None
         self._keyed = False
+        self._replaceable_until: float | None = None
         self._out: list[tuple[bytes, Path]] = []
         self._events: list[TransportEvent] = []
 
@@ -139,6 +147,23 @@ class Transport:
         if self._dtls is None and remote.setup is Setup.PASSIVE:
             self._start_dtls(is_client=True, now=now)
         self._take_keys(now)
+
+    def expect_replacement(self, *, now: float) -> None:
+        """The peer may build its end anew: same credentials, same certificate, another port and association.
+
+        libwebrtc does so, against RFC 8842 §5.1, when its own offer ends the section that carries the BUNDLE group and
+        others go on. Its close_notify does not end the transport then, and a ClientHello from another validated tuple
+        begins another association, for the next `REPLACEMENT_WINDOW` seconds.
+        """
+        if self._keyed and not self.is_dtls_client:
+            self._replaceable_until = now + REPLACEMENT_WINDOW
+
+    def _replace(self) -> None:
+        """Forget the association and wait for the peer's next one."""
+        self._dtls = None
+        self._keyed = False
+        self.state = TransportState.CONNECTING
+        self._plane.set_sending(self.id, False)
 
     def _start_dtls(self, *, is_client: bool, now: float) -> None:
         if is_client and self.agent.selected is None:
@@ -190,6 +215,8 @@ class Transport:
         """
         if self.state is TransportState.CLOSED or path not in self.agent.tuples:
             return
+        if self._keyed and self._replaceable_until is not None and path != self._dtls_path and _is_client_hello(data):
+            self._replace()
         if self._dtls is None:
             self._start_dtls(is_client=False, now=now)
         assert self._dtls is not None
@@ -207,10 +234,15 @@ class Transport:
             return
         self._plane.set_keys(self.id, keys.profile, keys.send_key, keys.receive_key)
         self._keyed = True
+        self._dtls_path = self.agent.selected
         self._enter_connected()
 
     def _follow_dtls(self, now: float) -> None:
-        if self._dtls is not None and self._dtls.state is DtlsState.CLOSED:
+        if self._dtls is None or self._dtls.state is not DtlsState.CLOSED:
+            return
+        if self._keyed and self._replaceable_until is not None and self._dtls.reason == "close_notify":
+            self._replace()
+        else:
             self._end(self._dtls.reason or "closed", now)
 
     def _collect(self) -> None:
@@ -228,12 +260,17 @@ class Transport:
             self._dtls.handle_timeout(now)
             self._collect()
             self._follow_dtls(now)
+        if self._replaceable_until is not None and now >= self._replaceable_until:
+            self._replaceable_until = None
+            if self._dtls is None:
+                self._end("close_notify", now)
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
         if self.state is TransportState.CLOSED:
             return None
-        deadlines = (self.agent.next_timeout(), self._dtls.next_timeout() if self._dtls is not None else None)
+        handshake = self._dtls.next_timeout() if self._dtls is not None else None
+        deadlines = (self.agent.next_timeout(), handshake, self._replaceable_until)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def close(self, now: float) -> None:
@@ -262,3 +299,8 @@ class Transport:
         """Take what happened since asked last, in order."""
         events, self._events = self._events, []
         return events
+
+
+def _is_client_hello(data: bytes) -> bool:
+    """Whether a datagram opens a handshake: a plain record, epoch 0 (RFC 6347 §4.1, §4.2.2)."""
+    return len(data) > 13 and data[0] == _HANDSHAKE_RECORD and data[3:5] == b"\0\0" and data[13] == _CLIENT_HELLO
