@@ -47,20 +47,23 @@ async def subscriber(server: Server) -> AsyncIterator[AiortcPeer]:
 def assert_forwarded_exactly(
     publisher: AiortcPeer, sender: RTCRtpSender, subscriber: AiortcPeer, pulled: PulledTrack
 ) -> None:
-    """The subscriber has an unbroken piece of what the sender sent: payloads, markers and distances in time."""
+    """The subscriber has a piece of what the sender sent: number by number the same payload, marker, distance in time.
+
+    A number may be missing, since a socket buffer overflows when the machine stalls; none may stand for another packet.
+    """
     sent = [packet for packet in publisher.recording.sent if packet.ssrc == sender._ssrc]
-    received = subscriber.packets_received(pulled)
-    first = next(index for index, packet in enumerate(sent) if packet.payload == received[0].payload)
-    expected = sent[first : first + len(received)]
-    assert [packet.payload for packet in received] == [packet.payload for packet in expected]
-    assert [packet.marker for packet in received] == [packet.marker for packet in expected]
-    for before, after in ((expected[0], received[0]), (expected[-1], received[-1])):
-        assert (before.timestamp - expected[0].timestamp) & 0xFFFFFFFF == (
-            after.timestamp - received[0].timestamp
+    received = subscriber.packets_by_number(pulled)
+    first_number, first = next(iter(received.items()))
+    begin = next(index for index, packet in enumerate(sent) if packet.payload == first.payload)
+    for number, packet in received.items():
+        original = sent[begin + number - first_number]
+        assert packet.payload == original.payload
+        assert packet.marker == original.marker
+        assert (packet.timestamp - first.timestamp) & 0xFFFFFFFF == (
+            original.timestamp - sent[begin].timestamp
         ) & 0xFFFFFFFF
-    numbers = [(packet.seq - received[0].seq) & 0xFFFF for packet in received]
-    assert numbers == list(range(len(received)))
-    assert len({packet.payload_type for packet in received}) == 1
+    assert len(received) >= 0.95 * (max(received) - first_number + 1)
+    assert len({packet.payload_type for packet in subscriber.packets_received(pulled)}) == 1
     assert pulled.ssrc != sender._ssrc
 
 

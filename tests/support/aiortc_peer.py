@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aioice.ice
@@ -198,23 +198,22 @@ class AiortcPeer:
         """The packets of a track as they came, repairs not among them."""
         return [packet for packet in self.recording.received if packet.ssrc == pulled.ssrc]
 
-    def payloads_received(self, pulled: PulledTrack) -> dict[int, bytes]:
-        """Payloads of a track by unwrapped sequence number, with repairs in their places; padding left out."""
-        payloads: dict[int, bytes] = {}
+    def packets_by_number(self, pulled: PulledTrack) -> dict[int, RtpPacket]:
+        """The packets of a track by unwrapped sequence number, ascending; repairs in the places of what they repair."""
+        packets: dict[int, RtpPacket] = {}
         highest: int | None = None
         for packet in self.recording.received:
-            if packet.ssrc == pulled.ssrc:
-                seq, payload = packet.seq, packet.payload
-            elif packet.ssrc == pulled.rtx_ssrc and len(packet.payload) > 2:
-                seq, payload = int.from_bytes(packet.payload[:2]), packet.payload[2:]
-            else:
+            if packet.ssrc == pulled.rtx_ssrc and len(packet.payload) > 2:
+                packet = replace(packet, seq=int.from_bytes(packet.payload[:2]), payload=packet.payload[2:])
+            elif packet.ssrc != pulled.ssrc:
                 continue
             if highest is None:
-                highest = (1 << 16) + seq
-            number = highest + ((seq - highest + 0x8000) & 0xFFFF) - 0x8000
+                highest = (1 << 16) + packet.seq
+            number = highest + ((packet.seq - highest + 0x8000) & 0xFFFF) - 0x8000
             highest = max(highest, number)
-            assert payloads.setdefault(number, payload) == payload, "a number stands for one payload"
-        return {number: payloads[number] for number in sorted(payloads)}
+            known = packets.setdefault(number, packet)
+            assert known.payload == packet.payload, "a number stands for one payload"
+        return {number: packets[number] for number in sorted(packets)}
 
     def _local_description(self) -> dict[str, str]:
         description = self.connection.localDescription
