@@ -7,8 +7,7 @@ Instead of the bearer, a cookie ties each session to the browser that made it (`
 a JWT {sessionId, iat}, HS256 under the app's secret, so nothing is stored. Without the cookie: 401 `unauthorized`.
 
 Only pages of our own origin may use it, unless others are allowed: the gateway acts for the app, and any page on the
-web can make a visitor's browser send requests here. On a development server the `Host` must be this machine as well,
-or a foreign name that resolves to 127.0.0.1 would count as our own origin.
+web can make a visitor's browser send requests here.
 """
 
 import base64
@@ -52,7 +51,6 @@ class GatewayPolicy:
         prefix: path before `/sessions`, as `/partytracks`.
         lock: tie sessions to browsers by cookie.
         allowed_origins: origins besides our own; `*` for all.
-        local_only: answer only requests whose `Host` is this machine.
     """
 
     app_id: str
@@ -60,7 +58,6 @@ class GatewayPolicy:
     prefix: str
     lock: bool
     allowed_origins: frozenset[str]
-    local_only: bool
 
 
 class Locked(Exception):
@@ -170,8 +167,6 @@ def check_origin(request: Request, policy: GatewayPolicy) -> None:
         HTTPException: 403.
     """
     host = request.headers.get("host", "").lower()
-    if policy.local_only and not is_local_name(host):
-        raise HTTPException(HTTPStatus.FORBIDDEN, "a development server is used as localhost or a loopback address")
     origin = request.headers.get("origin")
     if "*" in policy.allowed_origins or origin in policy.allowed_origins:
         return

@@ -64,6 +64,7 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
     app.add_middleware(
         Edge,
         cors=cors_rules(settings),
+        local_only=settings.development,
         health=health,
         metrics=figures.http,
         access_log=settings.http.access_log,
@@ -79,7 +80,7 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
 
 def cors_rules(settings: Settings) -> dict[str, Cors]:
     """Which paths scripts of other origins may call, and from which origins."""
-    api = Cors(settings.http.cors_origins)
+    api = Cors(settings.http.cors_origins, local_only=settings.development)
     rules = {f"{VERSIONED}/": api, "/apps/": api}
     if settings.gateway_enabled:
         rules[f"{settings.gateway.prefix}/"] = Cors(settings.gateway.allowed_origins)
@@ -107,7 +108,6 @@ def gateway_policy(settings: Settings) -> GatewayPolicy:
         prefix=settings.gateway.prefix,
         lock=settings.gateway.lock,
         allowed_origins=frozenset(settings.gateway.allowed_origins),
-        local_only=settings.development,
     )
 
 

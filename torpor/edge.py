@@ -17,12 +17,14 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sfu.gateway import is_local_name
 from torpor.health import Health
 from torpor.metrics import HttpMetrics
 
 logger = logging.getLogger("torpor.http")
 
 PREFLIGHT_MAX_AGE_S = 7200
+NOT_LOCAL = "a development server is used as localhost or a loopback address"
 CLIENT_CLOSED_REQUEST = 499
 """Not sent: how a request whose client went away is counted."""
 
@@ -37,17 +39,24 @@ class Cors:
 
     Args:
         origins: exact origins, or `*` for all.
+        local_only: `*` means all origins of this machine.
     """
 
-    def __init__(self, origins: Iterable[str]) -> None:
+    def __init__(self, origins: Iterable[str], *, local_only: bool = False) -> None:
         self._origins = frozenset(origins)
+        self._local_only = local_only
 
     def headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         """Headers of any answer to `origin`; `Vary` always, since another origin may get another answer."""
         vary = [(b"vary", b"Origin")]
-        if origin is None or not ("*" in self._origins or origin in self._origins):
+        if origin is None or not self._allows(origin):
             return vary
         return [*vary, (b"access-control-allow-origin", origin.encode("latin-1"))]
+
+    def _allows(self, origin: str) -> bool:
+        if origin in self._origins:
+            return True
+        return "*" in self._origins and (not self._local_only or is_local_name(origin.lower().partition("://")[2]))
 
     def preflight_headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer to an `OPTIONS` preflight has besides."""
@@ -64,6 +73,8 @@ class Edge:
     Args:
         app: what is wrapped.
         cors: by path prefix; paths with none of them are for pages of our own.
+        local_only: refuse requests whose `Host` is not this machine: a development server's secret is public, and a
+            foreign name that resolves to 127.0.0.1 would let any page on the web use it (DNS rebinding).
         health: learns which answers must be ended when the server stops.
         metrics: counts requests by route, method and status, and their time.
         access_log: write a line per request.
@@ -75,6 +86,7 @@ class Edge:
         app: ASGIApp,
         *,
         cors: Mapping[str, Cors],
+        local_only: bool,
         health: Health,
         metrics: HttpMetrics,
         access_log: bool,
@@ -82,6 +94,7 @@ class Edge:
     ) -> None:
         self._app = app
         self._cors = cors
+        self._local_only = local_only
         self._health = health
         self._metrics = metrics
         self._access_log = access_log
@@ -94,7 +107,8 @@ class Edge:
             return
         started = self._clock()
         extra = [(b"x-content-type-options", b"nosniff")]
-        origin = Headers(scope=scope).get("origin")
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
         cors = next((rule for prefix, rule in self._cors.items() if scope["path"].startswith(prefix)), None)
         if cors is not None:
             extra += [*cors.headers(origin), (b"cache-control", b"no-store")]
@@ -112,7 +126,9 @@ class Edge:
             await send(message)
 
         try:
-            if cors is not None and scope["method"] == "OPTIONS":
+            if self._local_only and not is_local_name(headers.get("host", "").lower()):
+                await respond(send_with_headers, 403, envelope("forbidden", NOT_LOCAL))
+            elif cors is not None and scope["method"] == "OPTIONS":
                 await respond(send_with_headers, 204, headers=cors.preflight_headers())
             else:
                 await self._app(scope, receive, send_with_headers)

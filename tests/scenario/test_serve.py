@@ -152,37 +152,37 @@ class TestBounds:
         assert b'{"errorCode":"decoding_error"' in answer
 
     async def test_a_head_that_is_too_large_is_431(self, server: Server) -> None:
-        answer = await answer_to(server, b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 40_000)
+        answer = await answer_to(server, b"GET / HTTP/1.1\r\nhost: localhost\r\nx-long: " + b"a" * 40_000)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert b'"headers_too_large"' in answer
 
     async def test_a_head_that_does_not_end_is_cut_off(self, server: Server) -> None:
-        assert await answer_to(server, b"GET / HTTP/1.1\r\nhost: x\r\n") == b""
+        assert await answer_to(server, b"GET / HTTP/1.1\r\nhost: localhost\r\n") == b""
 
     async def test_a_connection_that_says_nothing_is_cut_off(self, server: Server) -> None:
         assert await answer_to(server, b"") == b""
 
     async def test_a_second_head_that_does_not_end_is_cut_off(self, server: Server) -> None:
-        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET / HT")
+        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HT")
         assert answer.count(b"HTTP/1.1 ") == 1
 
     async def test_two_requests_in_one_segment_get_two_answers(self, server: Server) -> None:
-        request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-        last = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        last = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
         assert (await answer_to(server, request + last)).count(b"HTTP/1.1 200 OK") == 2
 
     async def test_a_flood_of_pipelined_requests_is_cut_off(self, server: Server) -> None:
-        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
+        answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000)
         assert answer.count(b"HTTP/1.1 200 OK") < 100
 
     async def test_connections_beyond_the_limit_are_closed_and_free_places_count_again(self, server: Server) -> None:
         opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(10)]
-        assert await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+        assert await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n") == b""
         for _, writer in opened:
             writer.close()
         await asyncio.gather(*(writer.wait_closed() for _, writer in opened))
         for _ in range(100):
-            answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = await answer_to(server, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             if answer:
                 break
             await asyncio.sleep(0.05)

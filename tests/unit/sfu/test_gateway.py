@@ -209,6 +209,7 @@ class TestOrigins:
         async with browser(sfu, base_url="http://evil.example:8787") as client:
             response = await client.post(f"{PREFIX}/sessions/new", headers={"origin": "http://evil.example:8787"})
         assert response.status_code == 403
+        assert response.json()["errorCode"] == "forbidden"
         assert sfu.calls == []
 
     async def test_listed_origins_pass_and_are_told_so(self, sfu: FakeSfu) -> None:

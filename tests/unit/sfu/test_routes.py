@@ -28,7 +28,7 @@ from tests.support.fake_sfu import ANSWER, OFFER, FakeSfu
 from torpor.app import build_app, on_sfu_error
 from torpor.config import DEVELOPMENT_APP_ID as APP
 from torpor.config import DEVELOPMENT_APP_SECRET as SECRET
-from torpor.config import HttpSettings, Settings
+from torpor.config import DemoSettings, HttpSettings, Secret, Settings
 from torpor.figures import Figures
 from torpor.health import Health
 
@@ -43,7 +43,8 @@ ANSWER_JSON = {"type": "answer", "sdp": ANSWER.sdp}
 def served() -> tuple[FastAPI, FakeSfu]:
     """One application for all tests here: it keeps no state besides the throttle's, which is by session id."""
     sfu = FakeSfu()
-    settings = Settings(http=HttpSettings(body_max_bytes=BODY_MAX, body_timeout=1.0))
+    http = HttpSettings(body_max_bytes=BODY_MAX, body_timeout=1.0)
+    settings = Settings(http=http, demo=DemoSettings(enabled=True), configured_apps={APP: Secret(SECRET)})
     return build_app(settings, sfu, health=Health(), figures=Figures(sfu)), sfu  # type: ignore[arg-type]
 
 
@@ -509,7 +510,8 @@ class TestCors:
         assert response.headers["vary"] == "Origin"
 
     async def test_an_origin_that_is_not_listed_is_not_allowed(self, sfu: FakeSfu) -> None:
-        settings = Settings(http=HttpSettings(cors_origins=("https://a.example",)))
+        http = HttpSettings(cors_origins=("https://a.example",))
+        settings = Settings(http=http, configured_apps={APP: Secret(SECRET)})
         app = build_app(settings, sfu, health=Health(), figures=Figures(None))  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=BEARER) as client:

@@ -21,15 +21,24 @@ END = {"type": "http.response.body", "body": b"", "more_body": False}
 class Call:
     """One request through an edge around `app`."""
 
-    def __init__(self, app: Callable[..., Any], *, cors: Cors | None = None, access_log: bool = False) -> None:
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        cors: Cors | None = None,
+        access_log: bool = False,
+        local_only: bool = False,
+    ) -> None:
         self.metrics = HttpMetrics()
         self.health = Health()
         self.sent: list[dict[str, Any]] = []
         rules = {"/v1/": cors or Cors(("*",))}
-        self._edge = Edge(app, cors=rules, health=self.health, metrics=self.metrics, access_log=access_log)
+        self._edge = Edge(
+            app, cors=rules, local_only=local_only, health=self.health, metrics=self.metrics, access_log=access_log
+        )
 
-    async def run(self, path: str = "/v1/x", method: str = "GET", origin: str = "") -> None:
-        headers = [(b"origin", origin.encode())] if origin else []
+    async def run(self, path: str = "/v1/x", method: str = "GET", origin: str = "", host: str = "x") -> None:
+        headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin else [])
         await self._edge({"type": "http", "path": path, "method": method, "headers": headers}, _receive, self._send)
 
     async def _send(self, message: Any) -> None:
@@ -104,6 +113,39 @@ class TestHeaders:
         assert call.sent[0]["status"] == 204
         assert b"access-control-allow-origin" not in call.headers
         assert call.headers[b"vary"] == b"Origin"
+
+
+class TestDevelopment:
+    """The development secret is public: only pages and names of this machine may use a server that has it."""
+
+    @pytest.mark.parametrize("host", ["localhost:8787", "127.0.0.1:8787", "[::1]:8787"])
+    async def test_names_of_this_machine_pass(self, host: str) -> None:
+        call = Call(_answer, local_only=True)
+        await call.run(host=host)
+        assert call.sent[0]["status"] == 200
+
+    @pytest.mark.parametrize("host", ["evil.example:8787", "localhost.evil.example", "192.0.2.1", ""])
+    @pytest.mark.parametrize("path", ["/v1/x", "/", "/metrics"])
+    async def test_other_names_reach_nothing(self, host: str, path: str) -> None:
+        call = Call(_answer, local_only=True)
+        await call.run(path, host=host)
+        assert call.sent[0]["status"] == 403
+        assert b'"errorCode":"forbidden"' in call.sent[1]["body"]
+
+    @pytest.mark.parametrize(
+        ("origin", "allowed"),
+        [
+            ("http://localhost:5173", True),
+            ("http://127.0.0.1:3000", True),
+            ("https://a.localhost", True),
+            ("https://evil.example", False),
+            ("http://localhost.evil.example", False),
+            ("null", False),
+        ],
+    )
+    def test_a_star_means_the_origins_of_this_machine(self, origin: str, allowed: bool) -> None:
+        headers = dict(Cors(("*",), local_only=True).headers(origin))
+        assert (b"access-control-allow-origin" in headers) is allowed
 
 
 class TestStreams:

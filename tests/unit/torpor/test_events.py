@@ -32,7 +32,7 @@ class Listener:
         self.reads = asyncio.Event()
         self.reads.set()
         self.gone = asyncio.Event()
-        headers = [(b"authorization", f"Bearer {secret}".encode())]
+        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {secret}".encode())]
         path = f"/v1/apps/{DEVELOPMENT_APP_ID}/events"
         scope = {
             "type": "http",
