@@ -63,7 +63,10 @@ def assert_forwarded_exactly(
             original.timestamp - sent[begin].timestamp
         ) & 0xFFFFFFFF
     assert len(received) >= 0.95 * (max(received) - first_number + 1)
-    assert len({packet.payload_type for packet in subscriber.packets_received(pulled)}) == 1
+    packets = subscriber.packets_received(pulled)
+    assert len({packet.payload_type for packet in packets}) == 1
+    assert pulled.mid_extension is not None
+    assert {packet.extension(pulled.mid_extension) for packet in packets} == {pulled.mid.encode()}
     assert pulled.ssrc != sender._ssrc
 
 

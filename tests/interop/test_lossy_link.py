@@ -1,4 +1,4 @@
-"""One publisher, twenty subscribers, one of them behind a bad link: the publisher must not hear of it (SHLD-1)."""
+"""Bad links: a subscriber's is repaired by the server and unheard by the publisher, a publisher's once for everyone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+from aiortc import RTCRtpSender
 
-from tests.support.aiortc_peer import loopback_only, open_peer, until
+from tests.support.aiortc_peer import AiortcPeer, PulledTrack, loopback_only, open_peer, until
 from tests.support.clips import EncodedTrack
 from tests.support.light_peer import open_light_peer
 from tests.support.lossy_proxy import lossy_proxy
 from tests.support.server import running_server
-from wire.rtcp import Nack
+from wire.rtcp import Nack, ReceiverReport
 
 __all__ = ["loopback_only"]
 
@@ -24,6 +25,20 @@ PACKETS = 1200
 """To watch: about eight seconds."""
 
 
+def assert_repaired(publisher: AiortcPeer, sender: RTCRtpSender, subscriber: AiortcPeer, pulled: PulledTrack) -> int:
+    """All that was sent is there, number by number; returns how many packets were looked at."""
+    received = subscriber.packets_by_number(pulled)
+    numbers = list(received)
+    # What was lost in the last half second may still be on its way.
+    settled = [number for number in numbers if number <= numbers[-1] - 100]
+    missing = set(range(numbers[0], settled[-1] + 1)) - set(settled)
+    assert len(missing) <= len(settled) // 1000, f"{len(missing)} of {len(settled)} were not repaired"
+    sent = [packet.payload for packet in publisher.recording.sent if packet.ssrc == sender._ssrc]
+    begin = sent.index(received[numbers[0]].payload)
+    assert all(received[number].payload == sent[begin + number - numbers[0]] for number in settled)
+    return len(settled)
+
+
 async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server_and_the_publisher_hears_nothing() -> (
     None
 ):
@@ -33,7 +48,7 @@ async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server
         senders = await publisher.publish(video=EncodedTrack("VP8"))
         await publisher.connected()
 
-        proxy = await stack.enter_async_context(lossy_proxy(server.udp_port, loss=LOSS))
+        proxy = await stack.enter_async_context(lossy_proxy(server.udp_port, loss_down=LOSS))
         watched = await stack.enter_async_context(open_peer(server))
         watched.edit_sdp = proxy.redirect
         (pulled,) = await watched.pull(publisher, "video")
@@ -53,16 +68,37 @@ async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server
                 hostile.send_feedback(Nack(1, hostile_ssrc, everything))
 
         assert proxy.lost > PACKETS * LOSS / 2, "the link was bad"
-        received = watched.packets_by_number(pulled)
-        numbers = list(received)
-        # What was lost in the last half second may still be on its way.
-        settled = [number for number in numbers if number <= numbers[-1] - 100]
-        missing = set(range(numbers[0], settled[-1] + 1)) - set(settled)
-        assert len(missing) <= len(settled) // 1000, f"{len(missing)} of {len(settled)} were not repaired"
-        sent = [packet.payload for packet in publisher.recording.sent if packet.ssrc == senders["video"]._ssrc]
-        begin = sent.index(received[numbers[0]].payload)
-        assert all(received[number].payload == sent[begin + number - numbers[0]] for number in settled)
-        assert all(peer.datagrams > len(settled) // 2 for peer in others)
+        settled = assert_repaired(publisher, senders["video"], watched, pulled)
+        assert all(peer.datagrams > settled // 2 for peer in others)
 
         nacks = [packet for packet in publisher.recording.feedback if isinstance(packet, Nack)]
         assert nacks == []
+
+
+async def test_shld_2_a_publisher_behind_5_percent_loss_is_asked_and_its_subscribers_miss_nothing() -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_server())
+        proxy = await stack.enter_async_context(lossy_proxy(server.udp_port, loss_up=LOSS))
+        publisher = await stack.enter_async_context(open_peer(server))
+        publisher.edit_sdp = proxy.redirect
+        senders = await publisher.publish(video=EncodedTrack("VP8"))
+        await publisher.connected()
+        subscribers = [await stack.enter_async_context(open_peer(server)) for _ in range(2)]
+        pulled = [(await subscriber.pull(publisher, "video"))[0] for subscriber in subscribers]
+        await until(
+            "video",
+            lambda: min(len(s.packets_received(p)) for s, p in zip(subscribers, pulled, strict=True)) >= PACKETS,
+            within=40,
+        )
+        assert proxy.lost > PACKETS * LOSS / 2, "the link was bad"
+        for subscriber, track in zip(subscribers, pulled, strict=True):
+            assert_repaired(publisher, senders["video"], subscriber, track)
+
+        asked = [seq for packet in publisher.recording.feedback if isinstance(packet, Nack) for seq in packet.seqs]
+        assert asked
+        reports = [packet for packet in publisher.recording.feedback if isinstance(packet, ReceiverReport)]
+        fractions = [b.fraction_lost for report in reports for b in report.reports if b.ssrc == senders["video"]._ssrc]
+        assert fractions
+        assert 256 * LOSS / 3 < sum(fractions) / len(fractions) < 256 * LOSS * 3, (
+            "loss is told as it was, before repair"
+        )

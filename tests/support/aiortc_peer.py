@@ -35,6 +35,7 @@ from wire.rtcp import RtcpPacket
 from wire.rtp import RtpPacket
 
 CONNECT_TIMEOUT = 15.0
+MID_EXTENSION = "urn:ietf:params:rtp-hdrext:sdes:mid"
 
 
 class Api:
@@ -97,6 +98,8 @@ class PulledTrack:
     mid: str
     ssrc: int
     rtx_ssrc: int | None
+    mid_extension: int | None
+    """Wire id of the MID header extension, where it was offered."""
 
 
 class AiortcPeer:
@@ -235,8 +238,9 @@ def _pulled_tracks(offer: str, names: dict[str, str]) -> list[PulledTrack]:
         if media.rtp.muxId not in names:
             continue
         repaired = {group.items[0]: group.items[1] for group in media.ssrc_group if group.semantic == "FID"}
-        ssrc = media.ssrc[0].ssrc
-        tracks.append(PulledTrack(names[media.rtp.muxId], media.rtp.muxId, ssrc, repaired.get(ssrc)))
+        ssrc, mid = media.ssrc[0].ssrc, media.rtp.muxId
+        extensions = {extension.uri: extension.id for extension in media.rtp.headerExtensions}
+        tracks.append(PulledTrack(names[mid], mid, ssrc, repaired.get(ssrc), extensions.get(MID_EXTENSION)))
     return tracks
 
 

@@ -1,4 +1,4 @@
-"""A UDP path that loses media: between one peer and the server, where the kernel has no network emulator."""
+"""A UDP path that loses media: between one peer and the server, where a kernel may have no network emulator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 
 
 class LossyProxy:
-    """Forwards datagrams both ways; loses RTP and RTCP on the way to the peer, by a seed.
+    """Forwards datagrams both ways and loses RTP and RTCP, by a seed.
 
-    Attributes:
-        loss: probability that a media datagram towards the peer is lost.
+    Args:
+        loss_down: probability that a media datagram towards the peer is lost.
+        loss_up: the same towards the server.
     """
 
-    def __init__(self, server_port: int, *, loss: float, seed: int) -> None:
-        self.loss = loss
+    def __init__(self, server_port: int, *, loss_down: float, loss_up: float, seed: int) -> None:
+        self._loss_down = loss_down
+        self._loss_up = loss_up
         self.forwarded = 0
         self.lost = 0
         self.port = 0
@@ -47,17 +49,20 @@ class LossyProxy:
 
     def _from_peer(self, data: bytes, source: tuple[str, int]) -> None:
         self._peer = source
-        assert self._far is not None
-        self._far.sendto(data)
+        if self._far is not None and not self._loses(data, self._loss_up):
+            self._far.sendto(data)
 
     def _from_server(self, data: bytes, source: tuple[str, int]) -> None:
         if self._peer is None or self._near is None:
             return
-        if 128 <= data[0] <= 191 and self._rng.random() < self.loss:
-            self.lost += 1
-            return
-        self.forwarded += 1
-        self._near.sendto(data, self._peer)
+        if not self._loses(data, self._loss_down):
+            self._near.sendto(data, self._peer)
+
+    def _loses(self, data: bytes, probability: float) -> bool:
+        lost = 128 <= data[0] <= 191 and self._rng.random() < probability
+        self.lost += lost
+        self.forwarded += not lost
+        return lost
 
 
 class _Side(asyncio.DatagramProtocol):
@@ -69,9 +74,11 @@ class _Side(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def lossy_proxy(server_port: int, *, loss: float, seed: int = 1) -> AsyncIterator[LossyProxy]:
+async def lossy_proxy(
+    server_port: int, *, loss_down: float = 0.0, loss_up: float = 0.0, seed: int = 1
+) -> AsyncIterator[LossyProxy]:
     """A proxy to the server's UDP port for the time of the context."""
-    proxy = LossyProxy(server_port, loss=loss, seed=seed)
+    proxy = LossyProxy(server_port, loss_down=loss_down, loss_up=loss_up, seed=seed)
     await proxy.start()
     try:
         yield proxy
