@@ -15,7 +15,7 @@ that is not plain data, and writes the number it answers; the decoder hands that
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 
 from objects import errors
@@ -62,11 +62,11 @@ _BUILTIN_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     ZeroDivisionError,
 )
-_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in _BUILTIN_ERRORS} | {
+_ERRORS: Mapping[str, Callable[[str], Exception]] = {kind.__name__: kind for kind in _BUILTIN_ERRORS} | {
     name: kind
     for name, kind in vars(errors).items()
-    # Only those that are made from one message.
-    if isinstance(kind, type) and issubclass(kind, ObjectError) and kind.__init__ is Exception.__init__
+    # Only those that can be made from one message.
+    if isinstance(kind, type) and issubclass(kind, ObjectError) and kind is not RemoteError
 }
 
 

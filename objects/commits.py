@@ -89,7 +89,7 @@ class Commits:
         self._restore_point_every = restore_point_every
         self._restore_point_at = ports.clock.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._dirty = False
+        self._dirty = self._pending = False
         self._scheduled = False
         self._holds = 0
         self._telling = False
@@ -118,8 +118,9 @@ class Commits:
         """
         self.reading()
         self._database.begin()
-        if not self._dirty:
-            self._dirty = True
+        self._dirty = True
+        if not self._pending:
+            self._pending = True
             self._on_pending(True)
         if confirmed:
             self._gate.lock(self.next_seq)
@@ -282,6 +283,7 @@ class Commits:
             if not waiter.done():
                 waiter.set_result(None)
         if not self._dirty and self.durable == self.committed:
+            self._pending = False
             self._on_pending(False)
 
     def _too_slow(self) -> None:

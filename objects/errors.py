@@ -55,15 +55,20 @@ class InvalidObjectId(UsageError, ValueError):
 
 
 class LimitExceeded(UsageError, ValueError):
-    """A documented size or count was passed; nothing was changed."""
+    """A documented size or count was passed; nothing was changed.
 
-    def __init__(self, what: str, limit: int, actual: int | None = None) -> None:
+    One that came from another object has only its sentence, in `what`.
+    """
+
+    def __init__(self, what: str, limit: int | None = None, actual: int | None = None) -> None:
         super().__init__(what, limit, actual)
         self.what = what
         self.limit = limit
         self.actual = actual
 
     def __str__(self) -> str:
+        if self.limit is None:
+            return self.what
         got = "" if self.actual is None else f", got {self.actual}"
         return f"{self.what}: the limit is {self.limit}{got}"
 

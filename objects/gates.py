@@ -26,6 +26,7 @@ import contextlib
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 from objects.errors import LimitExceeded
@@ -61,7 +62,7 @@ class InputGate:
             the next one passes.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], object]], object]) -> None:
         self.root = Section(None)
         self.active = self.root
         self.broken = False
@@ -112,8 +113,13 @@ class InputGate:
         parent.waiting.extendleft(reversed(section.waiting))
         if self.active is section:
             self.active = parent
-            self._reserved = waiter
-            self._schedule()
+            if waiter is None:
+                self._schedule()
+            else:
+                # Its own callbacks are not in the loop's queue yet: they come between these two.
+                self._reserved = waiter
+                expire = partial(self._expire, waiter)
+                self._call_soon(partial(self._call_soon, expire))
         else:
             # A section begun inside outlives it, and belongs to the parent now.
             child = self.active
@@ -138,6 +144,7 @@ class InputGate:
             return False
         if self._reserved is not None and awaited is self._reserved:
             self._reserved = None
+            self._schedule()
             return True
         return self._free(section)
 
@@ -149,10 +156,15 @@ class InputGate:
             self._scheduled = True
             self._call_soon(self._serve)
 
+    def _expire(self, waiter: asyncio.Future[Any]) -> None:
+        # Nobody awaited it directly.
+        if self._reserved is waiter:
+            self._reserved = None
+            self._schedule()
+
     def _serve(self) -> None:
         self._scheduled = False
-        self._reserved = None
-        if self.broken:
+        if self.broken or self._reserved is not None:
             return
         active = self.active
         if active.starting:
@@ -262,14 +274,27 @@ class OutputGate:
         while self._held and self._held[0][0] <= self._confirmed and self._error is None:
             self._held.popleft()[1]()
 
-    def pass_(self, send: Callable[[], None]) -> None:
-        """Call `send` when what was written so far is durable: at once, later, or never if the gate breaks."""
+    def mark(self) -> int:
+        """Return the last batch that output of this moment would wait for."""
+        return self._locked
+
+    def pass_(self, send: Callable[[], None], mark: int | None = None) -> None:
+        """Call `send` when what was written so far is durable: at once, later, or never if the gate breaks.
+
+        Args:
+            mark: "so far" is when this was taken from `mark()`, instead of now.
+        """
         if self._error is not None:
             return
-        if self._confirmed >= self._locked:
+        number = self._locked if mark is None else mark
+        if self._confirmed >= number:
             send()
         else:
-            self._held.append((self._locked, send))
+            # Marks of the past may come after later ones.
+            at = len(self._held)
+            while at and self._held[at - 1][0] > number:
+                at -= 1
+            self._held.insert(at, (number, send))
 
     async def wait(self) -> None:
         """Return when what was written so far is durable.

@@ -92,6 +92,8 @@ class Event:
     refusable: bool = True
     timer: Timer | None = None
     queued_at: float | None = None
+    mark: int | None = None
+    """Where the output gate stood when the handler ended."""
 
 
 class Instance:
@@ -201,7 +203,7 @@ class Instance:
             return False
         idle = now - self._last_event
         limit = self.home.limits.evict_after_s if self.blockers.only(TIMER) else LONG_TASK_S
-        if idle < limit or not self.blockers.only(TIMER, TASK, RPC_STUB):
+        if idle <= limit or not self.blockers.only(TIMER, TASK, RPC_STUB):
             return False
         connections = self.home.ports.connections
         return connections is None or connections.count(self.object_id) == 0
@@ -330,11 +332,19 @@ class Instance:
             return
         if event.timeout is not None:
             event.timer = self.home.ports.clock.call_later(event.timeout, lambda: self._timed_out(event))
-        task = self._task(event.run(self), event.section or self.input.root, self._context.copy(), True, event.cause)
+        task = self._task(
+            self._handle(event), event.section or self.input.root, self._context.copy(), True, event.cause
+        )
         task.add_done_callback(lambda task: self._finished(event, task))
         if event.dispatched is not None:
             # Behind the task's first step, which is in the loop's queue already.
             self.loop.call_soon(self._dispatched, event)
+
+    async def _handle(self, event: Event) -> Any:
+        try:
+            return await event.run(self)
+        finally:
+            event.mark = self.output.mark()
 
     def _dispatched(self, event: Event) -> None:
         if self.state is not State.GONE and event.dispatched is not None:
@@ -355,7 +365,7 @@ class Instance:
             if event.reply is None or event.cause == "alarm":
                 log.error("%s: %s handler raised", self.object_id.key, event.cause, exc_info=error)
         result = None if error is not None else task.result()
-        self.output.pass_(lambda: self._answer(event, result, error))
+        self.output.pass_(lambda: self._answer(event, result, error), event.mark)
 
     def _answer(self, event: Event, result: object, error: BaseException | None) -> None:
         if event.reply is not None and not event.reply.done():

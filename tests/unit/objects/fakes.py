@@ -245,20 +245,17 @@ class FakeConnections:
 class World:
     """A host with everything around it; `restart` is a clean stop and a new process's start."""
 
-    def __init__(self, root: Path, limits: Limits | None = None, **options: Any) -> None:
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
         self.clock = ManualClock()
         self.root = root
         self.limits = limits or Limits()
-        self.options = options
         self.classes: dict[str, tuple[type[DurableObject], Any]] = {}
         self._open()
 
     def _open(self) -> None:
         self.connections = FakeConnections()
         self.drivers = LocalDrivers(self.root, connections=self.connections, clock=self.clock)
-        self.host = ObjectHost(
-            self.drivers.ports, secret=SECRET, limits=self.limits, jitter=lambda: 0.0, **self.options
-        )
+        self.host = ObjectHost(self.drivers.ports, secret=SECRET, limits=self.limits, jitter=lambda: 0.0)
         self.connections.host = self.host
 
     def serve(self, cls: type[DurableObject], env: Any = None, name: str = "test") -> ObjectNamespace:
@@ -293,3 +290,30 @@ async def until(condition: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("never happened")
+
+
+class commits_stalled:  # noqa: N801  # reads as a verb
+    """Hold every commit's confirmation until `release(error=None)` is called."""
+
+    def __init__(self, world: World) -> None:
+        self._engine: Any = world.drivers.ports.storage
+        self._held: list[Callable[[Exception | None], None]] = []
+
+    def __enter__(self) -> Callable[..., None]:
+        self._commit = self._engine.commit
+        self._engine.commit = lambda claim, seq, at, settled: self._held.append(settled)
+        return self._release
+
+    def _release(self, error: Exception | None = None) -> None:
+        self._engine.commit = self._commit
+        for settled in self._held:
+            settled(error)
+
+    def __exit__(self, *exc: object) -> None:
+        self._engine.commit = self._commit
+
+
+async def spin() -> None:
+    """Let the loop work for some turns, without any thread's results."""
+    for _ in range(30):
+        await asyncio.sleep(0)
