@@ -60,7 +60,8 @@ class TestRestSecrets:
         "name",
         [
             f"{int(NOW)}:x", f"{int(NOW) - 1}:x", "0:x", "-1:x", "+1900000000:x", "1900000000.5:x", "", ":x",
-            "x:1900000000", f"{int(NOW) + 48 * 3600 + 1}:x", "9" * 400 + ":x", "١٩٠٠٠٠٠٠٠٠:x", " 1800000060:x", "1_800_000_060:x",
+            "x:1900000000", f"{int(NOW) + 48 * 3600 + 1}:x", "9" * 400 + ":x", "١٩٠٠٠٠٠٠٠٠:x",
+            " 1800000060:x", "1_800_000_060:x",
         ],
     )  # fmt: skip
     def test_e2_expired_far_away_or_not_a_number_is_refused(self, name: str) -> None:
