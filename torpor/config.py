@@ -21,7 +21,7 @@ DEVELOPMENT_APP_SECRET = "development-secret-for-loopback-only-never-use-it-anyw
 APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 SECRET_LENGTH_MIN = 32
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)+\Z")
-RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties")
+RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/demo")
 
 
 class Secret:

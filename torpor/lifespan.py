@@ -81,6 +81,8 @@ async def _media(settings: Settings, http_port: int) -> AsyncIterator[Sfu | None
         except OSError as error:
             where = ", ".join(settings.media_addresses)
             raise StartRefused(f"cannot listen on {where}, UDP port {sfu.settings.port}: {error}") from error
+        candidates = ", ".join(sfu.settings.announced_addresses)
+        logger.info("media", extra={"udp_port": sfu.port, "announced": candidates, "threads": sfu.settings.threads})
         yield sfu
     finally:
         await sfu.close()
