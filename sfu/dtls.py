@@ -34,6 +34,7 @@ HANDSHAKE_TIMEOUT: Final = 30.0
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
 RETRANSMIT_MIN: Final = 0.05
 RETRANSMIT_MAX: Final = 1.0
+FINGERPRINT_MISMATCH: Final = "fingerprint mismatch"
 
 _RECORD_HEADER_BYTES: Final = 13
 _HANDSHAKE_CONTENT: Final = frozenset({20, 22})  # ChangeCipherSpec and Handshake (RFC 5246 §6.2.1)
@@ -200,7 +201,7 @@ class DtlsAssociation:
         if self.state is not DtlsState.ESTABLISHED:
             return None
         if not self._matches(fingerprints):
-            self._fail("fingerprint mismatch")
+            self._fail(FINGERPRINT_MISMATCH)
             return None
         profile = self._profile()
         assert profile is not None, "checked when the handshake ended"

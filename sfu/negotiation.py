@@ -29,6 +29,8 @@ RTP_PROTOCOLS: Final = frozenset({"UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/SAVP", "RTP/
 MID_BYTES_MAX: Final = 32
 RID_BYTES_MAX: Final = 16
 LAYERS_MAX: Final = 8
+SECTIONS_KEPT: Final = 32
+"""From here on a rejected section is recycled even where that makes the peer build its transport anew."""
 DATA_MESSAGE_BYTES_MAX: Final = 262_144
 _DYNAMIC_PAYLOAD_TYPES: Final = (*range(96, 128), *range(35, 64))  # RFC 5761 §4 leaves these
 _EXTENSION_IDS: Final = range(1, 15)  # the one-byte form's
@@ -226,10 +228,7 @@ class Negotiation:
             )
             sections[index : index + 1] = [section]
             added.append(mid)
-        # The section that carries the transport stays first while it lives, also when one before it is recycled:
-        # Chromium takes another first mid for another transport (RFC 9143 §7.2.2).
-        live = [section.mid for section in sections if section.live]
-        bundle = tuple(dict.fromkeys([*(mid for mid in self.bundle if mid in live), *live]))
+        bundle = tuple(section.mid for section in sections if section.live)
         text = self._serialize(sections, bundle, local, answering=False)
         return Draft(tuple(sections), bundle, is_offer=True, sdp=text, added=tuple(added))
 
@@ -246,7 +245,11 @@ class Negotiation:
             for index, section in enumerate(sections):
                 if section.kind == addition.kind and section.idle and section.peer_receives:
                     return index, section.mid
-        agreed_dead = {index for index, section in enumerate(self.sections) if not section.live}
+        # Chromium moves the transport to whatever live section comes first, with a new handshake. So places before that
+        # one are left alone, until the description grows long.
+        carrier = next((index for index, section in enumerate(sections) if section.live), 0)
+        first = carrier if len(sections) < SECTIONS_KEPT else 0
+        agreed_dead = {index for index, section in enumerate(self.sections) if index >= first and not section.live}
         mid = self._new_mid(sections)
         for index, section in enumerate(sections):
             if index in agreed_dead and not section.live:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sfu import codecs as codec_rules
@@ -40,6 +41,7 @@ from sfu.router import Router, check_codecs
 from sfu.settings import SfuSettings
 from sfu.track import LocalTrack, RemoteTrack
 from sfu.transport import (
+    REPLACEMENT_WINDOW,
     Transport,
     TransportClosed,
     TransportConnected,
@@ -364,10 +366,7 @@ class Session:
             InvalidSessionDescription: no offer is outstanding, or this does not answer it; the offer stays out.
         """
         peer, draft = self.negotiation.read_answer(answer.sdp)
-        self.negotiation.commit(draft)
-        if peer.remote is not None:
-            self.transport.apply_remote(peer.remote, self.transport.agent.local, now=now)
-        self._reconcile(now)
+        self._agree(peer, draft, self.transport.agent.local, now)
 
     def receive_offer(self, offer: SessionDescription, *, now: float, accept_data: bool = False) -> SessionDescription:
         """Answer an offer that changes no track: an ICE restart, another direction, or a first transport."""
@@ -414,12 +413,17 @@ class Session:
     def _take_answer(self, peer: PeerDescription, draft: Draft, credentials: IceCredentials, now: float) -> None:
         for mid in self.negotiation.rollback():
             self.media.drop(mid, "its offer was never answered", now)
-        carrier = self.negotiation.bundle[:1]
+        self._agree(peer, draft, credentials, now)
+
+    def _agree(self, peer: PeerDescription, draft: Draft, credentials: IceCredentials, now: float) -> None:
+        """An exchange is complete: take it, then reconcile."""
+        moved = self.negotiation.bundle and self.negotiation.bundle[:1] != draft.bundle[:1]
         self.negotiation.commit(draft)
         if peer.remote is not None:
             self.transport.apply_remote(peer.remote, credentials, now=now)
-        if carrier and carrier[0] not in draft.bundle:
-            self.transport.expect_replacement(now=now)
+        if moved:
+            # Without a live section the peer has no transport at all, until the next description.
+            self.transport.expect_replacement(now=now, within=REPLACEMENT_WINDOW if draft.bundle else inf)
         self._reconcile(now)
 
     def _take_offer(self, additions: Sequence[Addition], now: float) -> Draft:
@@ -478,12 +482,12 @@ class Session:
         """When a publication is collected for sending nothing; infinite while it sends."""
         if not track.started:
             return track.published_at + self._settings.inactive_track_s
-        return float("inf") if track.stalled_at is None else track.stalled_at + self._settings.inactive_track_s
+        return inf if track.stalled_at is None else track.stalled_at + self._settings.inactive_track_s
 
     def _expires_at(self) -> float | None:
         match self.transport.state:
             case TransportState.NEW | TransportState.CONNECTING:
-                used = self.negotiation.sections or self.offer_outstanding
+                used = self.negotiation.bundle or self.offer_outstanding
                 limit = self._settings.unconnected_session_s if used else self._settings.unused_session_s
                 return self._touched_at + limit
             case TransportState.DISCONNECTED:

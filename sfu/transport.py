@@ -18,7 +18,7 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sfu.dtls import DtlsAssociation, DtlsContext, DtlsState
+from sfu.dtls import FINGERPRINT_MISMATCH, DtlsAssociation, DtlsContext, DtlsState
 from sfu.errors import InvalidSessionDescription
 from sfu.ice import Check, IceCredentials, IceLiteAgent, IceState, Path, StateChanged, TupleSelected, TupleValidated
 from wire.sdp import Fingerprint, Setup
@@ -148,15 +148,15 @@ class Transport:
             self._start_dtls(is_client=True, now=now)
         self._take_keys(now)
 
-    def expect_replacement(self, *, now: float) -> None:
+    def expect_replacement(self, *, now: float, within: float = REPLACEMENT_WINDOW) -> None:
         """The peer may build its end anew: same credentials, same certificate, another port and association.
 
-        libwebrtc does so, against RFC 8842 §5.1, when its own offer ends the section that carries the BUNDLE group and
-        others go on. Its close_notify does not end the transport then, and a ClientHello from another validated tuple
-        begins another association, for the next `REPLACEMENT_WINDOW` seconds.
+        libwebrtc does so, against RFC 8842 §5.1, when the section that carries the BUNDLE group ends or another takes
+        its place. Its close_notify does not end the transport then, and a ClientHello from another validated tuple
+        begins another association, for the next `within` seconds.
         """
-        if self._keyed and not self.is_dtls_client:
-            self._replaceable_until = now + REPLACEMENT_WINDOW
+        if self._dtls is not None and not self._dtls.is_client:
+            self._replaceable_until = now + within
 
     def _replace(self) -> None:
         """Forget the association and wait for the peer's next one."""
@@ -215,9 +215,10 @@ class Transport:
         """
         if self.state is TransportState.CLOSED or path not in self.agent.tuples:
             return
-        if self._keyed and self._replaceable_until is not None and path != self._dtls_path and _is_client_hello(data):
+        if self._replaceable_until is not None and path != self._dtls_path and _is_client_hello(data):
             self._replace()
         if self._dtls is None:
+            self._dtls_path = path
             self._start_dtls(is_client=False, now=now)
         assert self._dtls is not None
         self._dtls.receive_datagram(data, now)
@@ -234,13 +235,13 @@ class Transport:
             return
         self._plane.set_keys(self.id, keys.profile, keys.send_key, keys.receive_key)
         self._keyed = True
-        self._dtls_path = self.agent.selected
         self._enter_connected()
 
     def _follow_dtls(self, now: float) -> None:
         if self._dtls is None or self._dtls.state is not DtlsState.CLOSED:
             return
-        if self._keyed and self._replaceable_until is not None and self._dtls.reason == "close_notify":
+        if self._replaceable_until is not None and self._dtls.reason != FINGERPRINT_MISMATCH:
+            # Said goodbye, or broken off in the middle of a handshake.
             self._replace()
         else:
             self._end(self._dtls.reason or "closed", now)

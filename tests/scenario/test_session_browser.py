@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page
 
+from sfu import negotiation
 from sfu.messages import Location, SessionDescription, SessionId, TrackRequest, TracksResult
 from sfu.service import Sfu
 from sfu.settings import SfuSettings
@@ -162,3 +163,17 @@ async def test_bundle_carrier_may_be_stopped(sfu: Sfu) -> None:
         await bob.plays(second)
         (third,) = await bob.pull(alice, "camera")
         await bob.plays(third)
+
+
+async def test_oldest_is_stopped_each_time(sfu: Sfu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDP-7 when each stop ends the section that carries the transport: the number of sections stays bounded."""
+    monkeypatch.setattr(negotiation, "SECTIONS_KEPT", 4)
+    async with chromium() as browser:
+        alice, bob = await Tab.open(browser, sfu), await Tab.open(browser, sfu)
+        await alice.publish([{}])
+        mids = await bob.pull(alice, "camera")
+        for _ in range(8):
+            mids += await bob.pull(alice, "camera")
+            await bob.close(mids.pop(0), "stop")
+        await bob.plays(mids[0])
+        assert await bob.page.evaluate("pc.remoteDescription.sdp.split('m=').length - 1") <= 4

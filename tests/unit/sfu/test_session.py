@@ -17,6 +17,7 @@ from sfu.messages import (
     TracksResult,
     TrackStatus,
 )
+from sfu.negotiation import SECTIONS_KEPT
 from sfu.session import OFFER_LOST_AFTER, Session
 from tests.support.fake_plane import FakePlane
 from tests.support.sdp_offers import H264, NAMES, VP8, VP8_RTX, Peer, load, offer, section
@@ -652,16 +653,30 @@ class TestRecycling:
         third = subscriber.pull(remote(publisher.session, "camera"))
         assert third.tracks[0].mid == "0"
 
-    def test_recycled_first_section_does_not_carry_the_transport(self, publisher: Client, subscriber: Client) -> None:
-        subscriber.pull(remote(publisher.session, "camera"))
-        subscriber.pull(remote(publisher.session, "camera"))
-        subscriber.peer.stop("0")
+    def test_nothing_is_recycled_before_the_section_that_carries_the_transport(
+        self, publisher: Client, subscriber: Client
+    ) -> None:
+        for _ in range(3):
+            subscriber.pull(remote(publisher.session, "camera"))
+        for mid in ("0", "2"):
+            subscriber.peer.stop(mid)
         closing = as_offer(subscriber.peer.offer())
-        subscriber.session.close_tracks_with_offer(closing, ["0"], now=0.0)
-        for bundle in [("1", "2"), ("1", "2", "3")]:
-            offered = sdp.parse(sdp_of(subscriber.pull(remote(publisher.session, "camera"))))
-            assert offered.sections[0].mid == "2"
-            assert offered.bundle == bundle
+        subscriber.session.close_tracks_with_offer(closing, ["0", "2"], now=0.0)
+        offered = sdp.parse(sdp_of(subscriber.pull(remote(publisher.session, "camera"))))
+        assert [s.port for s in offered.sections] == [0, 9, 9]
+        assert offered.sections[2].mid == "3"
+        assert offered.bundle == ("1", "3")
+
+    def test_first_in_first_out_stays_bounded(self, publisher: Client, subscriber: Client) -> None:
+        """The oldest is stopped each time, and it carries the transport."""
+        live = [subscriber.pull(remote(publisher.session, "camera")).tracks[0].mid or ""]
+        for _ in range(100):
+            live.append(subscriber.pull(remote(publisher.session, "camera")).tracks[0].mid or "")
+            subscriber.peer.stop(live[0])
+            closing = as_offer(subscriber.peer.offer())
+            subscriber.session.close_tracks_with_offer(closing, [live.pop(0)], now=0.0)
+        assert len(subscriber.session.negotiation.sections) <= SECTIONS_KEPT
+        assert subscriber.session.media.remotes.keys() == set(live)
 
     def test_new_mid_collides_with_none_of_either_side(self, publisher: Client, subscriber: Client) -> None:
         subscriber.publish("0", "mine")
