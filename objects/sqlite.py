@@ -258,7 +258,11 @@ class Database:
         self.run("DELETE FROM _torpor_kv")
         if not keep_alarms:
             self.run("DELETE FROM _torpor_alarm")
-        self.run("PRAGMA incremental_vacuum").fetchall()
+        self.give_back_space(True)
+
+    def give_back_space(self, now: bool) -> None:
+        """Let the commits from this one on shrink the file (costs moving pages), or keep free pages for later use."""
+        self.run(f"PRAGMA auto_vacuum = {'FULL' if now else 'INCREMENTAL'}")
 
     def close_soon(self) -> None:
         """Close the file off the loop; it opens again on the next use."""

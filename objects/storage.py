@@ -89,11 +89,11 @@ class Storage:
             LimitExceeded: a key above 2,048 bytes, key and value above 2 MiB, or too many.
             NotSerializable: a value that `codec` does not carry.
         """
-        if isinstance(key, str):
-            pairs = [prepare(key, value)]
-        else:
+        if isinstance(key, Mapping):
             _check_count(len(key))
             pairs = [prepare(name, item) for name, item in key.items()]
+        else:
+            pairs = [prepare(key, value)]
         self.kv.store(pairs, confirmed=confirmed)
         await self._breathe()
 
@@ -151,7 +151,10 @@ class Storage:
                 self._database.wipe(keep_alarms=not alarms)
                 self._commits.commit_now()
             finally:
-                self._database.allow_dangling(False)
+                if self._commits.error is None:
+                    self._database.allow_dangling(False)
+            self._commits.writing(0)
+            self._database.give_back_space(False)
         await self._commits.sync()
 
     async def sync(self) -> None:
