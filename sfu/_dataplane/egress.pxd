@@ -3,14 +3,13 @@
 Runs in the thread that owns the destination transport. Allocates nothing (libsrtp does once per new out SSRC).
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from sfu._dataplane.graph cimport (
-    DROP_PROTECT, SRTCP_TRAILER_MAX, SRTP_TRAILER_MAX, Forwarder, Thread, Transport, count_drop,
-)
+from sfu._dataplane.graph cimport DROP_PROTECT, Forwarder, Thread, Transport
 from sfu._dataplane.machine cimport clock_us
+from sfu._dataplane.ops cimport count_drop
 from sfu._dataplane.packet cimport X_ABS_SEND_TIME, X_TRANSPORT_CC
-from wire._batch.udp cimport sender_commit, sender_flush, sender_room
+from wire._batch.udp cimport received, sender_commit, sender_flush, sender_room
 
 cdef extern from *:
     int leading_zeros "__builtin_clzll"(unsigned long long v) noexcept nogil

@@ -12,11 +12,12 @@ from sfu._dataplane.egress cimport next_transport_seq, reachable, room, send_rtc
 from sfu._dataplane.forward cimport BUDGET_WINDOW, roll_budget
 from sfu._dataplane.graph cimport (
     BOUND_MEDIA, DROP_NACK_BUDGET, DROP_RTCP_FOREIGN, DROP_RTCP_MALFORMED, NO_PAYLOAD_TYPE, SRTCP_TRAILER_MAX,
-    SRTP_TRAILER_MAX, Forwarder, Stream, Thread, Transport, clock_write, count_drop,
+    SRTP_TRAILER_MAX, Forwarder, Stream, Thread, Transport,
 )
 from sfu._dataplane.keyframes cimport begin_compound, want_keyframe
-from sfu._dataplane.ledger cimport ASK_SUPPRESSED, ASK_UNKNOWN, Sent, ledger_ask
+from sfu._dataplane.ledger cimport ASK_UNKNOWN, Sent, ledger_ask
 from sfu._dataplane.machine cimport read16, read32, read64
+from sfu._dataplane.ops cimport clock_write, count_drop
 from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, RtpView, parse_rtp, write_packet
 from sfu._dataplane.rtcp cimport (
     COMPOUND_MAX, FMT_FIR, FMT_NACK, FMT_PLI, RTCP_BYE, RTCP_PSFB, RTCP_RR, RTCP_RTPFB, RTCP_SR, RTCP_XR, XR_RRTR,

@@ -9,12 +9,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from sfu._dataplane.egress cimport next_transport_seq, reachable, room, send_rtp, send_time
 from sfu._dataplane.graph cimport (
     ALIVE, DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX, Fanout,
-    Forwarder, Job, Source, SourceClock, Stream, Thread, Track, clock_read, count_drop, list_add, list_remove, schedule,
+    Forwarder, Job, Source, SourceClock, Stream, Thread, Track,
 )
 from sfu._dataplane.keyframe cimport C_OPAQUE
 from sfu._dataplane.keyframes cimport want_keyframe
 from sfu._dataplane.ledger cimport Sent, ledger_find, ledger_sent
 from sfu._dataplane.machine cimport load_i64, next_random, prefetch
+from sfu._dataplane.ops cimport clock_read, count_drop, list_add, list_remove, schedule
 from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, write_packet, write_padding_packet
 from sfu._dataplane.sequence cimport map_drop, map_forward, map_switch
 from sfu._dataplane.tables cimport table_get

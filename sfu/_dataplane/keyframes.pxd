@@ -6,7 +6,8 @@ A need stays until the first packet of a key frame comes; asking repeats each se
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from sfu._dataplane.egress cimport reachable, room, send_rtcp
-from sfu._dataplane.graph cimport CROSS_KEYFRAME, SRTCP_TRAILER_MAX, Stream, Thread, Transport, cross_request, schedule
+from sfu._dataplane.graph cimport CROSS_KEYFRAME, SRTCP_TRAILER_MAX, Stream, Thread, Transport
+from sfu._dataplane.ops cimport cross_request, schedule
 from sfu._dataplane.rtcp cimport COMPOUND_MAX, write_cname, write_fir, write_pli, write_receiver_report
 from sfu._dataplane.upcalls cimport UP_KEYFRAME_MISSING, upcall_stream
 

@@ -6,12 +6,12 @@ from libc.stdlib cimport calloc, free
 from sfu._dataplane.cache cimport cache_destroy
 from sfu._dataplane.forward cimport drop_source
 from sfu._dataplane.graph cimport (
-    BOUND_ORPHAN, Fanout, Forwarder, ForwarderList, PlaneState, Source, Stream, Thread, Track, Transport, list_add,
-    list_remove,
+    BOUND_ORPHAN, Fanout, Forwarder, ForwarderList, PlaneState, Source, Stream, Thread, Track, Transport,
 )
 from sfu._dataplane.ledger cimport ledger_destroy
 from sfu._dataplane.loss cimport loss_destroy, loss_init
 from sfu._dataplane.machine cimport add_i64
+from sfu._dataplane.ops cimport list_add, list_remove
 from sfu._dataplane.sequence cimport unwrapper_init
 from sfu._dataplane.tables cimport table_delete, tuple_delete
 from wire._batch.udp cimport Address, same_address

@@ -6,42 +6,38 @@ datagrams. What may fail or take long (sessions, allocation, parsing of argument
 
 import os
 import secrets
-import select
-import socket
 import threading
 
 from sfu._dataplane import srtp
+from sfu._dataplane.endpoint import bind_sockets, open_poller
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from sfu._dataplane cimport graph, keyframe, packet, tables, upcalls
-from sfu._dataplane.cache cimport CACHED_PACKET_MAX, cache_clear
+from sfu._dataplane.arguments cimport fill_cname, fill_mid, fill_payload_types, fill_rid, fill_template, fill_track
+from sfu._dataplane.binding cimport bind_media
+from sfu._dataplane.cache cimport cache_clear
+from sfu._dataplane.figures cimport forwarder_figures, plane_figures, stream_figures, transport_figures
 from sfu._dataplane.forward cimport choose_source, drop_source, restart_forwarder
 from sfu._dataplane.graph cimport (
-    ADDRESSES_MAX, BOUND_MEDIA, BOUND_NOTHING, BOUND_ORPHAN, BOUND_RTX, CNAME_MAX, DROP_COUNT, JOBS_MAX, LAYERS_MAX,
-    NO_PAYLOAD_TYPE, RID_MAX, THREADS_MAX, TUPLES_MAX, Counters, CrossRing, Forwarder, ForwarderList, ParcelRing,
-    PlaneState, Source, Stream, Thread, Track, Transport, c_read, list_add, list_remove, pthread_mutex_destroy,
-    pthread_mutex_init, schedule, signal_fd, unschedule, wake,
+    ADDRESSES_MAX, BOUND_MEDIA, BOUND_RTX, LAYERS_MAX, THREADS_MAX, TUPLES_MAX, Forwarder, ForwarderList, PlaneState,
+    Source, Stream, Thread, Track, Transport, c_read, pthread_mutex_init,
 )
-from sfu._dataplane.ingress cimport bind_media
 from sfu._dataplane.keyframes cimport want_keyframe
 from sfu._dataplane.ledger cimport ledger_init
 from sfu._dataplane.link cimport (
     forwarder_free, home, relocate, remove_forwarder_links, remove_track_links, remove_tuple, remove_tuples, stream_new,
     track_free,
 )
-from sfu._dataplane.loss cimport loss_init
 from sfu._dataplane.machine cimport clock_us, exchange_int, fence, load_u32, store_int, store_u32
-from sfu._dataplane.packet cimport MID_LENGTH_MAX, X_COUNT, finish_template
+from sfu._dataplane.ops cimport list_add, signal_fd, unschedule, wake
 from sfu._dataplane.sequence cimport map_init
+from sfu._dataplane.setup cimport free_state, make_threads
 from sfu._dataplane.worker cimport lock_graph, run_thread, unlock_graph
-from wire._batch.udp cimport (
-    Address, enable_gro, format_address, parse_address, receiver_destroy, receiver_init, same_address, sender_destroy,
-    sender_init,
-)
+from wire._batch.udp cimport Address, enable_gro, format_address, parse_address, same_address
 
 STUN = upcalls.UP_STUN
 DTLS = upcalls.UP_DTLS
@@ -73,88 +69,14 @@ CODEC_H264 = keyframe.C_H264
 CODEC_H265 = keyframe.C_H265
 CODEC_AV1 = keyframe.C_AV1
 
-# In the order of graph.Drop.
-DROP_NAMES = (
-    "first_byte", "short", "truncated", "stranger", "stun_budget", "upcall_full", "no_keys", "oversize", "malformed",
-    "authentication", "replay", "payload_type", "unbound", "retired_ssrc", "empty", "padding", "probe", "jump", "stale",
-    "duplicate", "rtcp_malformed", "rtcp_foreign", "nack_budget", "parcel_full", "ring_full", "ring_gone", "late",
-    "blocked", "protect", "no_memory",
-)
-
-IP_MTU_DISCOVER = 10
-IPV6_MTU_DISCOVER = 23
-PMTUDISC_OMIT = 5           # an ICMP message, which anyone can forge, must not change what we may send
-SOCKET_BUFFER = 8 * 1024 * 1024
-ARENA_BYTES = 512 * 1024
-BYTES_PER_UPCALL = 256      # ring bytes per configured slot: a STUN check with its record
 LEDGER_SLOTS_VIDEO = 256    # at first; timers grow it
 LEDGER_SLOTS_AUDIO = 64
-
-
-def bind_sockets(addresses, port, threads):
-    """One socket per thread and address, all on one port; threads share an address by SO_REUSEPORT."""
-    for attempt in range(16):
-        chosen = port or free_port(addresses[0])
-        made = []
-        try:
-            for _ in range(threads):
-                for address in addresses:
-                    made.append(bound_socket(address, chosen))
-            return made, chosen
-        except OSError:
-            for sock in made:
-                sock.close()
-            if port or attempt == 15:
-                raise
-
-
-def free_port(address):
-    # Without SO_REUSEPORT the system does not offer a port that another plane of this user already shares.
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
-
-
-def bound_socket(address, port):
-    cdef bint v6 = ":" in address
-    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if v6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_OMIT)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        sock.bind((address, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-cdef void fill_payload_types(uint8_t *out, mapping) except *:
-    memset(out, NO_PAYLOAD_TYPE, 128)
-    for from_, to in mapping.items():
-        if not (0 <= from_ < 128 and 0 <= to < 128):
-            raise ValueError(f"payload type {from_} to {to}")
-        out[<int>from_] = to
-
-
-cdef void fill_rid(char *out, str rid) except *:
-    cdef bytes text = rid.encode()
-    if len(text) > RID_MAX:
-        raise ValueError(f"rid of {len(text)} bytes, at most {RID_MAX}")
-    memset(out, 0, RID_MAX + 1)
-    memcpy(out, PyBytes_AS_STRING(text), len(text))
 
 
 cdef class Plane:
     cdef PlaneState *state
     cdef list sockets
     cdef list workers
-    cdef object poller
     cdef int bound_port
     cdef uint64_t last_id
     cdef int max_transports
@@ -214,62 +136,25 @@ cdef class Plane:
             self.state.remove_stream = <graph.srtp_remove_function><uintptr_t>srtp.function_address("srtp_remove_stream")
             self.state.upcall_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             pthread_mutex_init(&self.state.turnstile, NULL)
-            self._make_threads(threads, len(addresses), gso, upcall_slots)
+            make_threads(self.state, threads, len(addresses), max_transports, upcall_slots)
+            self._open_descriptors(gso)
         except BaseException:
             self.close()
             raise
 
-    cdef int _make_threads(self, int threads, int addresses, bint gso, int upcall_slots) except -1:
-        cdef PlaneState *state = self.state
+    cdef int _open_descriptors(self, bint gso) except -1:
         cdef Thread *t
         cdef int i, k
-        cdef uint32_t ring = 65536
-        while ring < <uint32_t>upcall_slots * BYTES_PER_UPCALL // <uint32_t>threads:
-            ring *= 2
-        state.threads = <Thread *>calloc(threads, sizeof(Thread))
-        state.rings = <CrossRing **>calloc(threads * threads, sizeof(CrossRing *))
-        state.parcels = <ParcelRing **>calloc(threads * threads, sizeof(ParcelRing *))
-        if state.threads == NULL or state.rings == NULL or state.parcels == NULL:
-            raise MemoryError
-        state.address_count = addresses
-        for i in range(threads):
-            t = &state.threads[i]
-            t.plane = state
-            t.index = i
-            t.wake_fd = t.epoll_fd = -1
+        cdef int addresses = self.state.address_count
+        for i in range(self.state.thread_count):
+            t = &self.state.threads[i]
             t.random = secrets.randbits(64)
-            pthread_mutex_init(&t.lock, NULL)
-            state.thread_count = i + 1
-            t.owned.capacity = ring
-            t.strangers.capacity = ring // 4
-            t.owned.bytes = <uint8_t *>malloc(ring)
-            t.strangers.bytes = <uint8_t *>malloc(ring // 4)
-            t.scratch = <uint8_t *>malloc(JOBS_MAX * CACHED_PACKET_MAX)
-            t.heap = <Transport **>calloc(self.max_transports + 1, sizeof(Transport *))
-            t.buckets = <tables.Bucket *>calloc(tables.BUCKET_SETS * tables.BUCKET_WAYS, sizeof(tables.Bucket))
-            if t.owned.bytes == NULL or t.strangers.bytes == NULL or t.scratch == NULL or t.heap == NULL or t.buckets == NULL:
-                raise MemoryError
-            if not receiver_init(&t.receiver) or not sender_init(&t.sender, ARENA_BYTES):
-                raise MemoryError
             t.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            poller = select.epoll()
-            t.epoll_fd = os.dup(poller.fileno())
-            os.set_inheritable(t.epoll_fd, False)
-            poller.close()
-            with_epoll = select.epoll.fromfd(os.dup(t.epoll_fd))
-            with_epoll.register(t.wake_fd, select.EPOLLIN)
             for k in range(addresses):
                 t.sockets[k].fd = self.sockets[i * addresses + k].fileno()
                 t.sockets[k].gso = gso
                 enable_gro(t.sockets[k].fd)
-                with_epoll.register(t.sockets[k].fd, select.EPOLLIN)
-            with_epoll.close()
-        for i in range(threads * threads):
-            if i // threads != i % threads:
-                state.rings[i] = <CrossRing *>calloc(1, sizeof(CrossRing))
-                state.parcels[i] = <ParcelRing *>calloc(1, sizeof(ParcelRing))
-                if state.rings[i] == NULL or state.parcels[i] == NULL:
-                    raise MemoryError
+            t.epoll_fd = open_poller([t.wake_fd, *(t.sockets[k].fd for k in range(addresses))])
         return 0
 
     @property
@@ -306,39 +191,17 @@ cdef class Plane:
             sock.close()
         self._free()
 
-    cdef void _free(self):
-        cdef PlaneState *state = self.state
-        cdef Thread *t
+    cdef int _free(self) except -1:
         cdef int i
-        for i in range(state.thread_count):
-            t = &state.threads[i]
-            receiver_destroy(&t.receiver)
-            sender_destroy(&t.sender)
-            free(t.owned.bytes)
-            free(t.strangers.bytes)
-            free(t.scratch)
-            free(t.heap)
-            free(t.buckets)
-            pthread_mutex_destroy(&t.lock)
-            if t.wake_fd >= 0:
-                os.close(t.wake_fd)
-            if t.epoll_fd >= 0:
-                os.close(t.epoll_fd)
-        for i in range(state.thread_count * state.thread_count):
-            if state.rings != NULL:
-                free(state.rings[i])
-            if state.parcels != NULL:
-                free(state.parcels[i])
-        free(state.rings)
-        free(state.parcels)
-        free(state.threads)
-        free(state.tuples.entries)
-        tables.table_free(&state.streams)
-        if state.upcall_fd >= 0:
-            os.close(state.upcall_fd)
-        pthread_mutex_destroy(&state.turnstile)
-        free(state)
+        for i in range(self.state.thread_count):
+            for descriptor in (self.state.threads[i].wake_fd, self.state.threads[i].epoll_fd):
+                if descriptor >= 0:
+                    os.close(descriptor)
+        if self.state.upcall_fd >= 0:
+            os.close(self.state.upcall_fd)
+        free_state(self.state)
         self.state = NULL
+        return 0
 
     def __dealloc__(self):
         if self.state != NULL and not self.closed:
@@ -585,10 +448,7 @@ cdef class Plane:
         cdef Transport *owner = self._transport(transport)
         cdef Track *track
         cdef Track **tracks
-        cdef bytes name = mid.encode()
         cdef int i
-        if len(name) > MID_LENGTH_MAX:
-            raise ValueError(f"mid of {len(name)} bytes")
         track = <Track *>calloc(1, sizeof(Track))
         tracks = <Track **>calloc(owner.track_count + 1, sizeof(Track *))
         if track == NULL or tracks == NULL:
@@ -600,12 +460,11 @@ cdef class Plane:
             track.transport = owner
             track.video = video
             track.thread_count = self.state.thread_count
-            track.mid_length = <uint8_t>len(name)
-            memcpy(track.mid, PyBytes_AS_STRING(name), len(name))
+            fill_mid(track.mid, &track.mid_length, mid)
             track.members = <ForwarderList *>calloc(track.thread_count, sizeof(ForwarderList))
             if track.members == NULL:
                 raise MemoryError
-            self._fill_track(track, codecs, extensions)
+            fill_track(track, codecs, extensions)
             self._add_layers(track, list(rids) or [""])
         except BaseException:
             track_free(self.state, track)
@@ -625,27 +484,6 @@ cdef class Plane:
         self._unlock()
         self.tracks[track.id] = <uintptr_t>track
         return track.id
-
-    cdef int _fill_track(self, Track *track, codecs, extensions) except -1:
-        cdef graph.PayloadType *kind
-        for payload_type, codec in codecs.items():
-            if not 0 <= payload_type < 128 or not 0 <= codec["codec"] < keyframe.C_COUNT or not -1 <= codec["apt"] < 128:
-                raise ValueError(f"payload type {payload_type}: {codec}")
-            if codec["clock_rate"] <= 0:
-                raise ValueError(f"clock rate {codec['clock_rate']}")
-            kind = &track.payload_types[<int>payload_type]
-            kind.known = 1
-            kind.codec = codec["codec"]
-            kind.clock_rate = codec["clock_rate"]
-            kind.apt = codec["apt"]
-            kind.nack = bool(codec["nack"])
-            kind.pli = bool(codec["pli"])
-            kind.fir = bool(codec["fir"])
-        for wire_id, extension in extensions.items():
-            if not 1 <= wire_id <= 255 or not 0 < extension < X_COUNT:
-                raise ValueError(f"header extension {wire_id}: {extension}")
-            track.ids[<int>wire_id] = extension
-        return 0
 
     cdef int _add_layers(self, Track *track, rids) except -1:
         cdef Stream *s
@@ -699,7 +537,7 @@ cdef class Plane:
             raise ValueError(f"more than {LAYERS_MAX} layers")
         pairs = [(int(media), int(rtx)) for media, rtx in ssrcs]
         memset(&filled, 0, sizeof(filled))
-        self._fill_track(&filled, codecs, extensions)
+        fill_track(&filled, codecs, extensions)
         self._lock()
         try:
             same = bytes(t.ids[:256]) == bytes(filled.ids[:256])
@@ -755,14 +593,13 @@ cdef class Plane:
         cdef Transport *owner = self._transport(transport)
         cdef Forwarder *f
         cdef Forwarder **forwarders
-        cdef bytes name = mid.encode()
         cdef int i
         used = self.used_ssrcs[transport]
         for value in (ssrc, rtx_ssrc) if rtx_ssrc else (ssrc,):
             if not 0 < value <= 0xFFFFFFFF or value in used:
                 raise ValueError(f"SSRC {value} is 0, too large, or was used before")
-        if ssrc == rtx_ssrc or len(name) > MID_LENGTH_MAX:
-            raise ValueError("one SSRC for media and RTX, or a mid that is too long")
+        if ssrc == rtx_ssrc:
+            raise ValueError(f"SSRC {ssrc} for both media and RTX")
         f = <Forwarder *>calloc(1, sizeof(Forwarder))
         forwarders = <Forwarder **>calloc(owner.forwarder_count + 1, sizeof(Forwarder *))
         try:
@@ -778,8 +615,8 @@ cdef class Plane:
             f.rtx_seq = secrets.randbelow(0x7FFF) + 1
             f.last_out = -1
             map_init(&f.map, secrets.randbelow(0x7FFF) + 1)
-            self._fill_template(f, name, extensions)
-            self._fill_cname(f, cname)
+            fill_template(f, mid, extensions)
+            fill_cname(f, cname)
             if owner.profile:
                 key = PyBytes_FromStringAndSize(<char *>owner.send_key, owner.send_key_size)
                 f.srtp = <void *><uintptr_t>srtp.create_session(owner.profile, key, inbound=False)
@@ -805,24 +642,6 @@ cdef class Plane:
         self.forwarders[f.id] = <uintptr_t>f
         return f.id
 
-    cdef int _fill_template(self, Forwarder *f, bytes mid, extensions) except -1:
-        for extension, wire_id in extensions.items():
-            if not 1 <= wire_id <= 255 or not 0 < extension < X_COUNT:
-                raise ValueError(f"header extension {extension}: {wire_id}")
-            f.template.out_id[<int>extension] = wire_id
-        memcpy(f.template.mid, PyBytes_AS_STRING(mid), len(mid))
-        f.template.mid_length = <uint8_t>len(mid)
-        finish_template(&f.template)
-        return 0
-
-    cdef int _fill_cname(self, Forwarder *f, str cname) except -1:
-        cdef bytes text = cname.encode()
-        if len(text) > CNAME_MAX:
-            raise ValueError(f"cname of {len(text)} bytes, at most {CNAME_MAX}")
-        memset(f.cname, 0, sizeof(f.cname))
-        memcpy(f.cname, PyBytes_AS_STRING(text), len(text))
-        return 0
-
     def set_source(self, forwarder, track, *, str rid="", payload_types, rtx_payload_types, str cname=""):
         cdef Forwarder *f = self._forwarder(forwarder)
         cdef Track *source_track = self._track(track) if track else NULL
@@ -843,7 +662,7 @@ cdef class Plane:
                 drop_source(t, f, &f.current)
             else:
                 if cname:
-                    self._fill_cname(f, cname)
+                    fill_cname(f, cname)
                 f.next = source
                 if not list_add(&source_track.members[t.index], f):
                     raise MemoryError
@@ -880,29 +699,11 @@ cdef class Plane:
     # -- figures -------------------------------------------------------------------------------------------------------
 
     def stats(self):
-        cdef int i, k
-        cdef dict counters, sender
-        out = {}
         self._lock()
-        for i in range(self.state.thread_count):
-            counters = self.state.threads[i].counters
-            sender = self.state.threads[i].sender.counters
-            for k in range(DROP_COUNT):
-                name = "drop_" + DROP_NAMES[k]
-                out[name] = out.get(name, 0) + self.state.threads[i].counters.drops[k]
-            for name in ("datagrams_in", "bytes_in", "rtp_in", "rtcp_in", "stun_in", "dtls_in", "forwarded", "resent",
-                         "rtcp_out", "nacks_out", "keyframe_requests_out", "crossed", "batches", "wakeups"):
-                out[name] = out.get(name, 0) + counters[name]
-            for name, value in (
-                ("datagrams_out", sender["datagrams"]), ("bytes_out", sender["bytes"]), ("send_calls", sender["calls"]),
-                ("gso_trains", sender["trains"]), ("gso_datagrams", sender["train_datagrams"]), ("send_held", sender["held"]),
-                ("drop_send_blocked", sender["dropped_blocked"]), ("drop_send_error", sender["dropped_error"]),
-            ):
-                out[name] = out.get(name, 0) + value
-            for k in range(self.state.address_count):
-                out["gso_refused"] = out.get("gso_refused", 0) + self.state.threads[i].sockets[k].gso_refused
-        out["cache_bytes"] = self.state.cache_bytes
-        self._unlock()
+        try:
+            out = plane_figures(self.state)
+        finally:
+            self._unlock()
         out["transports"] = len(self.transports)
         out["tracks"] = len(self.tracks)
         out["forwarders"] = len(self.forwarders)
@@ -917,63 +718,21 @@ cdef class Plane:
         return [sum(self.state.threads[i].counters.batch_fill[k] for i in range(self.state.thread_count)) for k in range(16)]
 
     def transport_stats(self, transport):
-        cdef Transport *t = self._transport(transport)
-        return {
-            "packets_in": t.packets_in,
-            "bytes_in": t.bytes_in,
-            "packets_out": t.packets_out,
-            "bytes_out": t.bytes_out,
-            "authentication_failures": t.authentication_failures,
-            "replays": t.replays,
-            "tuples": t.tuple_count,
-            "ssrcs": t.incoming.count,
-            "thread": t.owner,
-        }
+        return transport_figures(self._transport(transport))
 
     def track_stats(self, track):
         cdef Track *t = self._track(track)
-        cdef Stream *s
         cdef int i
-        out = []
         self._lock()
-        for i in range(t.layer_count):
-            s = t.layers[i]
-            out.append({
-                "rid": s.rid.decode(),
-                "ssrc": s.ssrc,
-                "rtx_ssrc": s.rtx_ssrc,
-                "packets": s.packets,
-                "bytes": s.bytes,
-                "bitrate_bps": s.bitrate,
-                "lost": s.lost,
-                "nacks_sent": s.nacks_sent,
-                "repaired": s.loss.repaired,
-                "rtt": s.rtt / 1e6,
-                "jitter_ticks": s.jitter,
-                "keyframes": s.keyframes,
-                "keyframe_requests": s.keyframe_requests,
-                "alive": int(s.alive),
-                "cache_bytes": s.cache_bytes,
-                "last_packet_at": s.last_packet / 1e6,
-            })
-        self._unlock()
-        return out
+        try:
+            return [stream_figures(t.layers[i]) for i in range(t.layer_count)]
+        finally:
+            self._unlock()
 
     def forwarder_stats(self, forwarder):
         cdef Forwarder *f = self._forwarder(forwarder)
-        return {
-            "packets": f.packets,
-            "bytes": f.bytes,
-            "nacks_in": f.nacks_in,
-            "answered": f.answered,
-            "suppressed": f.suppressed,
-            "missed": f.missed,
-            "rtx_bytes": f.rtx_bytes,
-            "plis_in": f.plis_in,
-            "fraction_lost": f.fraction_lost / 256.0,
-            "rtt": f.rtt / 1e6,
-            "track": f.current.track.id if f.current.track != NULL else 0,
-            "layer": f.current.stream.layer if f.current.stream != NULL else -1,
-            "ssrc": f.ssrc,
-            "waiting": int(f.next.track != NULL),
-        }
+        self._lock()
+        try:
+            return forwarder_figures(f)
+        finally:
+            self._unlock()

@@ -4,20 +4,22 @@ A transport with nothing pending is in no heap and costs nothing. Runs in the ow
 caches and ledgers is the only place here that allocates.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from sfu._dataplane.cache cimport Pages, cache_free_retired, cache_grow
 from sfu._dataplane.egress cimport reachable, room, send_rtcp
 from sfu._dataplane.forward cimport LEDGER_SLOTS_MAX, us_to_ticks
 from sfu._dataplane.graph cimport (
     ALIVE, CROSS_LAYERS, SRTCP_TRAILER_MAX, Forwarder, SourceClock, Stream, Thread, Track, Transport,
-    clock_read, consumers, cross_request, pthread_mutex_trylock, pthread_mutex_unlock, schedule,
+    pthread_mutex_trylock, pthread_mutex_unlock,
 )
-from sfu._dataplane.ingress cimport REPORT_INTERVAL_AUDIO, REPORT_INTERVAL_VIDEO, TWCC_EARLY, TWCC_INTERVAL, TWCC_MIN, TWCC_PACKETS, choose_again
+from sfu._dataplane.ingress cimport TWCC_INTERVAL, TWCC_MIN, TWCC_PACKETS
 from sfu._dataplane.keyframes cimport begin_compound, keyframe_tick, need_keyframe, write_own_cname
 from sfu._dataplane.ledger cimport ledger_grow
 from sfu._dataplane.loss cimport MISSING_MAX, loss_clear, loss_discard_before, loss_due
 from sfu._dataplane.machine cimport add_i64, load_int, next_random, wall_ntp
+from sfu._dataplane.ops cimport clock_read, consumers, cross_request, schedule
+from sfu._dataplane.reception cimport REPORT_INTERVAL_AUDIO, REPORT_INTERVAL_VIDEO, choose_again
 from sfu._dataplane.rtcp cimport (
     COMPOUND_MAX, ReportBlock, write_cname, write_nack, write_receiver_report, write_sender_report,
 )

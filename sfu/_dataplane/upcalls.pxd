@@ -6,11 +6,10 @@ Datagrams of strangers have a ring of their own, so that a flood of them cannot 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from sfu._dataplane.graph cimport (
-    DROP_UPCALL_FULL, RID_MAX, Stream, Thread, UpcallRing, count_drop, signal_fd,
-)
+from sfu._dataplane.graph cimport DROP_UPCALL_FULL, RID_MAX, Stream, Thread, UpcallRing
 from sfu._dataplane.machine cimport exchange_int, load_u32, store_u32
-from wire._batch.udp cimport Address
+from sfu._dataplane.ops cimport count_drop, signal_fd
+from wire._batch.udp cimport Address, received
 
 # Kinds; 0 fills the end of a ring that a record did not fit. `plane.pyi` names them.
 cdef enum Upcall:

@@ -5,14 +5,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from sfu._dataplane.cache cimport CACHED_PACKET_MAX, cache_copy
 from sfu._dataplane.egress cimport flush, log2_bucket
 from sfu._dataplane.graph cimport (
-    CROSS_KEYFRAME, CROSS_LAYERS, CROSS_PACKET, DROP_MALFORMED, DROP_RING_GONE, DROP_TRUNCATED, JOBS_MAX, PARCEL_SLOTS,
-    RING_SLOTS, CrossEntry, CrossRing, Job, Parcel, ParcelRing, PlaneState, Stream, Thread, Transport, c_read, count_drop,
-    pthread_mutex_lock, pthread_mutex_unlock, unschedule,
+    CROSS_KEYFRAME, CROSS_LAYERS, CROSS_PACKET, DROP_MALFORMED, DROP_RING_GONE, DROP_TRUNCATED, PARCEL_SLOTS,
+    RING_SLOTS, CrossEntry, CrossRing, Job, Parcel, ParcelRing, PlaneState, Stream, Thread, Transport, c_read,
+    pthread_mutex_lock, pthread_mutex_unlock,
 )
-from sfu._dataplane.ingress cimport add_job, choose_again, new_job, receive_datagram, run_jobs
+from sfu._dataplane.ingress cimport receive_datagram
+from sfu._dataplane.jobs cimport add_job, new_job, run_jobs
 from sfu._dataplane.keyframes cimport need_keyframe
 from sfu._dataplane.machine cimport clock_us, fence, load_int, load_u32, store_int, store_u32
+from sfu._dataplane.ops cimport count_drop, unschedule
 from sfu._dataplane.packet cimport parse_rtp
+from sfu._dataplane.reception cimport choose_again
 from sfu._dataplane.tables cimport table_get
 from sfu._dataplane.timers cimport transport_tick
 from sfu._dataplane.upcalls cimport upcall_signal

@@ -51,7 +51,12 @@ class Rtp:
     def serialize(self) -> bytes:
         first = 0x80 | (0x20 if self.padding else 0) | (0x10 if self.extensions else 0) | len(self.csrcs)
         head = struct.pack(
-            "!BBHII", first, self.marker << 7 | self.payload_type, self.seq & 0xFFFF, self.timestamp & 0xFFFFFFFF, self.ssrc
+            "!BBHII",
+            first,
+            self.marker << 7 | self.payload_type,
+            self.seq & 0xFFFF,
+            self.timestamp & 0xFFFFFFFF,
+            self.ssrc,
         )
         head += b"".join(struct.pack("!I", c) for c in self.csrcs)
         if self.extensions:
@@ -74,7 +79,15 @@ class Rtp:
             extensions = dict(elements(profile, block))
         padding = data[-1] if first & 0x20 else 0
         return cls(
-            second & 127, seq, timestamp, ssrc, data[at : len(data) - padding], bool(second >> 7), extensions, csrcs, padding
+            second & 127,
+            seq,
+            timestamp,
+            ssrc,
+            data[at : len(data) - padding],
+            bool(second >> 7),
+            extensions,
+            csrcs,
+            padding,
         )
 
 
@@ -144,7 +157,9 @@ def binding_request() -> bytes:
 class SrtpPeer:
     """One transport of a plane, from outside. `close` it, or use it as a context manager."""
 
-    def __init__(self, plane: dataplane.Plane, *, profile: int = GCM_128, keys: bool = True, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, plane: dataplane.Plane, *, profile: int = GCM_128, keys: bool = True, host: str = "127.0.0.1"
+    ) -> None:
         self.plane = plane
         self.profile = profile
         self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
@@ -169,7 +184,9 @@ class SrtpPeer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -250,7 +267,9 @@ VP8_DELTA = b"\x10\x01"
 class VideoSource:
     """Numbers VP8 packets the way an encoder would: frames of `size` packets, marker on the last."""
 
-    def __init__(self, peer: SrtpPeer, ssrc: int, *, payload_type: int = 96, seq: int = 1000, timestamp: int = 90_000) -> None:
+    def __init__(
+        self, peer: SrtpPeer, ssrc: int, *, payload_type: int = 96, seq: int = 1000, timestamp: int = 90_000
+    ) -> None:
         self.peer, self.ssrc, self.payload_type = peer, ssrc, payload_type
         self.seq, self.timestamp = seq, timestamp
         self.extensions: dict[int, bytes] = {}
@@ -331,6 +350,4 @@ def pull_video(
 
 
 def feed_video(plane: dataplane.Plane, forwarder: int, track: int, *, rid: str = "", rtx: bool = False) -> None:
-    plane.set_source(
-        forwarder, track, rid=rid, payload_types={96: 100}, rtx_payload_types={100: 101} if rtx else {}
-    )
+    plane.set_source(forwarder, track, rid=rid, payload_types={96: 100}, rtx_payload_types={100: 101} if rtx else {})

@@ -12,8 +12,6 @@ from aiortc.rtp import RtcpPacket, RtcpRrPacket, RtcpSdesPacket, RtcpSrPacket
 from sfu._dataplane import plane as dataplane
 from sfu._dataplane.plane import Plane
 from tests.support.srtp_peer import (
-    EXTENSIONS,
-    VIDEO,
     Rtp,
     SrtpPeer,
     VideoSource,
@@ -198,7 +196,9 @@ class TestLiveness:
                     seen.extend(plane.drain())
                     return [u for u in seen if u[0] == kind]  # type: ignore[index]
 
-                publisher.wait(lambda: upcalls(dataplane.STREAM_STARTED) == [(dataplane.STREAM_STARTED, track, "", 1111)])
+                publisher.wait(
+                    lambda: upcalls(dataplane.STREAM_STARTED) == [(dataplane.STREAM_STARTED, track, "", 1111)]
+                )
                 publisher.wait(lambda: upcalls(dataplane.TRACK_STALLED) == [(dataplane.TRACK_STALLED, track)])
                 source.send()
                 publisher.wait(lambda: upcalls(dataplane.TRACK_RESUMED) == [(dataplane.TRACK_RESUMED, track)])

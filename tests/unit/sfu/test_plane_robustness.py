@@ -224,7 +224,9 @@ class TestNumbers:
             scene.source.timestamp = base + step - 3000
             scene.source.send(key=True)
         scene.subscriber.wait(lambda: len(scene.subscriber.rtp) == 6)
-        offsets = {(p.timestamp - s.timestamp) % 2**32 for p, s in zip(scene.subscriber.rtp, scene.source.sent, strict=True)}
+        offsets = {
+            (p.timestamp - s.timestamp) % 2**32 for p, s in zip(scene.subscriber.rtp, scene.source.sent, strict=True)
+        }
         assert len(offsets) == 1
 
     def test_our_own_out_ssrc_and_zero_are_just_the_peers_numbers(self, scene: Scene) -> None:

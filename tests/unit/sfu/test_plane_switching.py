@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -258,16 +259,21 @@ class TestSimulcast:
             source.extensions = {1: b"0", 2: rid.encode()}
         return sources
 
+    def send_until(self, subscriber: SrtpPeer, sources: list[VideoSource], condition: Callable[[], object]) -> None:
+        """Key frames of each source until `condition`; a layer is chosen only after its first packet."""
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline
+            for source in sources:
+                source.send(key=True)
+            subscriber.settle(0.02)
+
     def test_each_layer_is_announced_and_the_wished_one_forwarded(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
             track = publish_video(publisher, rids=self.RIDS)
             sources = self.layers(publisher)
             pull_video(subscriber, track, rid="m")
-            for source in sources.values():
-                source.send(key=True)
-            for source in sources.values():
-                source.send(key=True)
-            subscriber.wait(lambda: subscriber.rtp)
+            self.send_until(subscriber, list(sources.values()), lambda: subscriber.rtp)
             started = [u[2:] for u in plane.drain() if u[0] == dataplane.STREAM_STARTED]
             assert sorted(started) == [("h", 100), ("l", 102), ("m", 101)]
             assert {s["rid"]: s["ssrc"] for s in plane.track_stats(track)} == {"h": 100, "m": 101, "l": 102}
@@ -281,19 +287,12 @@ class TestSimulcast:
             track = publish_video(publisher, rids=self.RIDS)
             sources = self.layers(publisher)
             forwarder = pull_video(subscriber, track, rid="h")
-            sources["h"].send(key=True)
-            subscriber.wait(lambda: plane.forwarder_stats(forwarder)["layer"] == 0)
-            deadline = time.monotonic() + 4
-            while plane.forwarder_stats(forwarder)["layer"] != 2:
-                assert time.monotonic() < deadline
-                sources["l"].send(key=True)
-                subscriber.settle(0.05)
-            sources["h"].send(key=True)
-            subscriber.settle(0.02)
-            sources["h"].send(key=True)
-            subscriber.wait(lambda: plane.forwarder_stats(forwarder)["layer"] == 0)
+            for rid, layer in (("h", 0), ("l", 2), ("h", 0)):
+                self.send_until(
+                    subscriber, [sources[rid]], lambda n=layer: plane.forwarder_stats(forwarder)["layer"] == n
+                )
             numbers = [p.seq for p in subscriber.rtp]
-            assert [(b - a) & 0xFFFF for a, b in zip(numbers, numbers[1:], strict=False)] == [1] * (len(numbers) - 1)
+            assert [(b - a) & 0xFFFF for a, b in itertools.pairwise(numbers)] == [1] * (len(numbers) - 1)
 
     def test_without_a_wish_the_first_live_layer_in_order_is_taken(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -301,6 +300,6 @@ class TestSimulcast:
             sources = self.layers(publisher)
             forwarder = pull_video(subscriber, track)
             for rid, layer in (("l", 2), ("m", 1), ("h", 0)):
-                for _ in range(2):
-                    sources[rid].send(key=True)
-                subscriber.wait(lambda layer=layer: plane.forwarder_stats(forwarder)["layer"] == layer)  # type: ignore[misc]
+                self.send_until(
+                    subscriber, [sources[rid]], lambda n=layer: plane.forwarder_stats(forwarder)["layer"] == n
+                )

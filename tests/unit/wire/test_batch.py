@@ -72,7 +72,10 @@ def test_trains_end_at_64_segments_and_at_65507_bytes(pair: tuple[socket.socket,
 
 
 def test_a_refused_train_goes_as_singles_and_the_socket_is_not_asked_again() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
         two.bind(("127.0.0.1", 0))
         one.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
         sender, receiver = BatchedUdp(one.fileno()), BatchedUdp(two.fileno())
