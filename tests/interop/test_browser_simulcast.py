@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from aiortc.codecs.vpx import VpxPayloadDescriptor
 from playwright.async_api import Browser, Page
 
+from tests.support.aiortc_peer import AiortcPeer, loopback_only, open_peer
 from tests.support.browser import chromium, frames_advance, inbound, open_page, until
 from tests.support.server import Server, running_server
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+__all__ = ["loopback_only"]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("loopback_only"),
+]
 
 # Chromium sends three layers of a picture of this size, and only two of anything smaller.
 WIDTHS = {"f": 960, "h": 480, "q": 240}
@@ -110,8 +121,15 @@ async def width_is(page: Page, width: int) -> None:
     await until(f"a picture {width} wide", arrived, within=30)
 
 
-async def packets_lost(page: Page) -> int:
-    return sum(entry["packetsLost"] for entry in (await inbound(page)).values())
+@dataclass(frozen=True)
+class Publisher:
+    """What an `AiortcPeer` needs to know of the peer that it pulls from."""
+
+    session_id: str
+
+
+async def total(page: Page, figure: str) -> int:
+    return sum(entry[figure] for entry in (await inbound(page)).values())
 
 
 async def test_each_layer_arrives_when_preferred_and_switching_leaves_no_gap(pages: tuple[Page, Page]) -> None:
@@ -123,7 +141,30 @@ async def test_each_layer_arrives_when_preferred_and_switching_leaves_no_gap(pag
         await subscriber.evaluate("(rid) => raw.prefer({ preferredRid: rid })", rid)
         await width_is(subscriber, WIDTHS[rid])
         await frames_advance(subscriber)
-    assert await packets_lost(subscriber) == 0
+    assert await total(subscriber, "packetsLost") == 0
+
+
+@pytest.mark.xfail(reason="COD-1: PictureID and TL0PICIDX of VP8 are forwarded as they are", strict=True)
+async def test_the_picture_numbers_of_vp8_go_on_over_a_switch(pages: tuple[Page, Page], server: Server) -> None:
+    """COD-1. Chromium numbers each layer for itself; where numbers jump, its decoder waits for frames that never were,
+    shows nothing, and after seconds asks for a key frame."""
+    publisher, _ = pages
+    address = await publish(publisher)
+    async with open_peer(server) as subscriber:
+        (pulled,) = await subscriber.pull(cast("AiortcPeer", Publisher(address["sessionId"])), "camera")
+        for rid in ("f", "q", "f"):
+            before = len(subscriber.packets_received(pulled))
+            track = {"location": "remote", **address, "mid": pulled.mid, "simulcast": {"preferredRid": rid}}
+            await subscriber.api.call("PUT", f"/sessions/{subscriber.session_id}/tracks/update", {"tracks": [track]})
+
+            async def enough(before: int = before) -> bool:
+                return len(subscriber.packets_received(pulled)) > before + 60
+
+            await until("packets of the next layer", enough)
+        packets = subscriber.packets_by_number(pulled).values()
+    pictures = [VpxPayloadDescriptor.parse(packet.payload)[0] for packet in packets if packet.payload]
+    assert {(b.picture_id - a.picture_id) % 2**15 for a, b in pairwise(pictures)} == {0, 1}
+    assert {(b.tl0picidx - a.tl0picidx) % 2**8 for a, b in pairwise(pictures)} == {0, 1}
 
 
 async def test_without_a_preference_the_best_layer_that_fits_arrives(pages: tuple[Page, Page]) -> None:
@@ -133,14 +174,14 @@ async def test_without_a_preference_the_best_layer_that_fits_arrives(pages: tupl
     await width_is(subscriber, WIDTHS["f"])
 
 
-async def test_a_layer_that_stops_gives_way_to_the_next_and_returns(pages: tuple[Page, Page]) -> None:
+async def test_a_layer_that_stops_gives_way_to_another_and_returns(pages: tuple[Page, Page]) -> None:
     """§8: `ridNotAvailable: asciibetical`."""
     publisher, subscriber = pages
     policy: dict[str, Any] = {"preferredRid": "h", "ridNotAvailable": "asciibetical"}
     await pull(subscriber, await publish(publisher), policy)
     await width_is(subscriber, WIDTHS["h"])
     await publisher.evaluate("raw.setActive('h', false)")
-    await width_is(subscriber, WIDTHS["q"])
+    await width_is(subscriber, WIDTHS["f"])
     await frames_advance(subscriber)
     await publisher.evaluate("raw.setActive('h', true)")
     await width_is(subscriber, WIDTHS["h"])
