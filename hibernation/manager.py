@@ -79,7 +79,7 @@ class HibernationManager:
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.table = table
-        self._clock = clock
+        self.clock = clock
         self._slow = slow
         self._max_connections = max_connections
         self._records: dict[ObjectId, ObjectRecord] = {}
@@ -341,11 +341,11 @@ class HibernationManager:
         return True
 
     def _label(self, request: UpgradeRequest, protocol: str | None, tags: Sequence[bytes]) -> None:
-        info = pack_info(request.url, protocol, self._clock.unix_ms(), request.client)
+        info = pack_info(request.url, protocol, self.clock.unix_ms(), request.client)
         self.table.label(request.connection_id, tags, info)
 
     def _unix_ms(self, at: float) -> int:
-        return round(self._clock.unix_ms() - (self._clock.monotonic() - at) * 1000)
+        return round(self.clock.unix_ms() - (self.clock.monotonic() - at) * 1000)
 
     # ── holds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -91,6 +91,8 @@ class ObjectsEnd:
         self._upgrades: dict[ConnectionId, UpgradeRequest] = {}
         self._mirrors: dict[ObjectId, _Mirror] = {}
         self._connections: dict[ConnectionId, _Mirrored] = {}
+        self._delivering: tuple[ObjectId, int | None] | None = None
+        """The event being delivered: its object may not be attached yet, but has an event timeout."""
 
     @property
     def pending(self) -> int:
@@ -132,7 +134,7 @@ class ObjectsEnd:
             if call in self._tasks:
                 self._tasks[call].cancel()
         elif kind == "event":
-            self._deliver(call, unpack_id(message[2]), unpack_event(message[3]), message[4])
+            self._deliver(call, unpack_id(message[2]), unpack_event(message[3]), message[4], message[5])
         elif kind == "attached":
             object_id, future = self._attaching[call]
             if not future.done():
@@ -161,7 +163,9 @@ class ObjectsEnd:
                     self._forget(request.connection_id)
             self._say("answer", call, pack_answer(answer))
 
-    def _deliver(self, call: int, object_id: ObjectId, event: ConnectionEvent, facts: Any) -> None:
+    def _deliver(
+        self, call: int, object_id: ObjectId, event: ConnectionEvent, facts: Any, timeout_ms: int | None
+    ) -> None:
         assert self.waker is not None
         row = self._connections.get(event.connection_id)
         if row is not None:
@@ -172,7 +176,9 @@ class ObjectsEnd:
                 self._forget(event.connection_id)
             self._say("settled", call, delivery.value)
 
+        self._delivering = object_id, timeout_ms
         self.waker.deliver(object_id, event, settled)
+        self._delivering = None
 
     # ── the port `Connections` ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -305,6 +311,8 @@ class ObjectsEnd:
     def event_timeout(self, object_id: ObjectId) -> int | None:
         """See `Connections.event_timeout`."""
         mirror = self._mirrors.get(object_id)
+        if mirror is None and self._delivering is not None and self._delivering[0] == object_id:
+            return self._delivering[1]
         return None if mirror is None else mirror.event_timeout_ms
 
     def disconnect_all(self, object_id: ObjectId, reason: str) -> None:

@@ -47,15 +47,14 @@ class SocketService:
         return self._loop is not None
 
     def start(self) -> None:
-        """Begin to drive the table on the running loop; its `time()` is the table's clock."""
+        """Begin to drive the table on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.table.fileno(), self._readable)
         self._timer = self._loop.call_later(self.table.tick, self._tick)
 
     def now(self) -> float:
-        """Return the loop's time."""
-        assert self._loop is not None, "the service has not been started"
-        return self._loop.time()
+        """Return the time that the table is driven with: the manager's clock."""
+        return self.manager.clock.monotonic()
 
     async def drain(self, *, code: int = 1012, reason: str = "service restart", over: float = 0.0) -> None:
         """Close every connection, spread evenly over `over` seconds so that not all clients come back at once.

@@ -79,7 +79,7 @@ class SocketsEnd:
         self._write = write
         self._reader = MessageReader()
         for call, (object_id, event, _) in self._events.items():
-            self._say("event", call, pack_id(object_id), pack_event(event), self._facts(event.connection_id))
+            self._say_event(call, object_id, event)
 
     def lost(self) -> None:
         """The process of objects is gone: its instances with it, our connections not."""
@@ -111,7 +111,7 @@ class SocketsEnd:
         """See `Waker.deliver`. Without a process of objects the event waits for one; the dispatcher bounds how many."""
         call = self._next()
         self._events[call] = (object_id, event, settled)
-        self._say("event", call, pack_id(object_id), pack_event(event), self._facts(event.connection_id))
+        self._say_event(call, object_id, event)
 
     def receive_data(self, data: bytes) -> None:
         """Take what the objects' end wrote.
@@ -194,6 +194,12 @@ class SocketsEnd:
             manager.last_seen_ms(connection_id),
             manager.buffered_amount(connection_id),
         )
+
+    def _say_event(self, call: int, object_id: ObjectId, event: ConnectionEvent) -> None:
+        # The host wants to know the event's limit before it attaches, so it comes with the event.
+        timeout_ms = self._manager.event_timeout(object_id)
+        facts = self._facts(event.connection_id)
+        self._say("event", call, pack_id(object_id), pack_event(event), facts, timeout_ms)
 
     def _say(self, *message: Value) -> None:
         if self._write is not None:

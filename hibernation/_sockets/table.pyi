@@ -49,7 +49,7 @@ class SocketTable(Outgoing):
         """Send a close frame behind everything sent before; code 0: without status. The second call is ignored.
 
         Raises:
-            ValueError: a code that may not be sent, a reason without a code or over 123 bytes.
+            ValueError: a code outside 1000 to 4999 or one of 1004, 1005, 1006, 1015, a reason without a code or over 123 bytes.
         """
 
     def pause(self, handle: int) -> None:

@@ -147,7 +147,7 @@ cdef class SocketTable(Outgoing):
     def close(self, uint64_t handle, uint32_t code=0, str reason=""):
         cdef Row *row = self._find_or_null(handle)
         cdef bytes text = reason.encode()
-        if code and not close_code_is_valid(code):
+        if code and (not 1000 <= code <= 4999 or code in (1004, 1005, 1006, 1015)):
             raise ValueError(f"Invalid WebSocket close code: {code}.")
         if len(text) > MAX_CONTROL - 2:
             raise ValueError("a close reason has at most 123 bytes")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
@@ -26,6 +26,7 @@ from hibernation.service import SocketService
 from hibernation.sockets_end import SocketsEnd
 from objects.ids import IdFactory, ObjectId
 from objects.ports import (
+    Clock,
     ConnectionClosed,
     ConnectionEvent,
     Connections,
@@ -35,7 +36,27 @@ from objects.ports import (
     UpgradeAnswer,
     UpgradeRefused,
     UpgradeRequest,
+    Waker,
 )
+
+Ends = tuple[SocketsEnd, ObjectsEnd]
+
+
+class ObjectsSide(Protocol):
+    """What runs the objects in a test."""
+
+    def fill(self, connections: Connections) -> Waker:
+        """Take the connections side, and be its waker."""
+
+    def object_of(self, path: str) -> ObjectId:
+        """Whose a request is."""
+
+    async def sleep(self) -> None:
+        """Put every instance out of memory."""
+
+    async def close(self) -> None:
+        """End what is still running."""
+
 
 ROOM = IdFactory("rooms", b"0123456789abcdef").from_name("lobby")
 
@@ -93,6 +114,17 @@ class Script:
         """What to answer to the next events instead of handling them."""
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def fill(self, connections: Connections) -> Script:
+        self.connections = connections
+        return self
+
+    def object_of(self, path: str) -> ObjectId:
+        return ROOM
+
+    async def sleep(self) -> None:
+        if self.instances and not self.asleep:
+            self.hibernate()
 
     @property
     def instance(self) -> Instance:
@@ -188,13 +220,19 @@ class Pipe:
 class Gateway:
     """A running server and the script behind it; see `gateway`."""
 
-    def __init__(self, script: Script, service: SocketService, port: int, ends: tuple[SocketsEnd, ObjectsEnd] | None):
-        self.script = script
+    def __init__(self, side: ObjectsSide, service: SocketService, port: int, ends: Ends | None):
+        self.side = side
         self.service = service
         self.manager = service.manager
         self.table = service.table
         self.port = port
         self.ends = ends
+
+    @property
+    def script(self) -> Script:
+        """The objects side, where it is a script."""
+        assert isinstance(self.side, Script)
+        return self.side
 
     def connect(self, path: str = "/room", **options: Any) -> connect:
         """A client of the real `websockets` package."""
@@ -228,24 +266,29 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("waited in vain")
 
 
-async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """`/room` is the object's; `/bye` is closed with 4001; `/echo` is a plain ASGI WebSocket; the rest is 403."""
-    upgrade: Upgrade = scope["extensions"][UPGRADE_EXTENSION]
-    if scope["path"] == "/room":
-        await upgrade.hand_to(ROOM)
-    elif scope["path"] == "/bye":
-        await upgrade.close(4001, "not today")
-    elif scope["path"] == "/echo":
-        await receive()
-        await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
-        while (event := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
-    elif scope["path"] == "/slow":
-        await asyncio.sleep(60)
-    elif scope["path"] == "/broken":
-        raise RuntimeError("a bug in the application")
-    else:
-        await send({"type": "websocket.close"})
+def make_application(object_of: Callable[[str], ObjectId]) -> Any:
+    """`/room…` is an object's; `/bye` is closed with 4001; `/echo` is a plain ASGI WebSocket; the rest is 403."""
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        upgrade: Upgrade = scope["extensions"][UPGRADE_EXTENSION]
+        path = scope["path"]
+        if path.startswith("/room"):
+            await upgrade.hand_to(object_of(path))
+        elif path == "/bye":
+            await upgrade.close(4001, "not today")
+        elif path == "/echo":
+            await receive()
+            await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
+            while (event := await receive())["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": event["text"], "bytes": event["bytes"]})
+        elif path == "/slow":
+            await asyncio.sleep(60)
+        elif path == "/broken":
+            raise RuntimeError("a bug in the application")
+        else:
+            await send({"type": "websocket.close"})
+
+    return application
 
 
 @asynccontextmanager
@@ -257,28 +300,33 @@ async def gateway(
     max_frames: int = 64,
     max_connections: int = 100,
     tls: dict[str, str] | None = None,
+    clock: Clock | None = None,
+    side: ObjectsSide | None = None,
     **table_options: Any,
 ) -> AsyncIterator[Gateway]:
-    """Run a server; when it is over everything must have returned to zero."""
+    """Run a server; when it is over everything must have returned to zero.
+
+    Args:
+        side: the objects side; a `Script` if not given.
+    """
+    clock = clock or LoopClock()
     table = SocketTable(**{"close_timeout": 0.5, "tick": 0.05, **table_options})
-    manager = HibernationManager(table, LoopClock(), slow=slow or SlowPolicy(), max_connections=max_connections)
-    script = Script()
-    ends: tuple[SocketsEnd, ObjectsEnd] | None = None
+    manager = HibernationManager(table, clock, slow=slow or SlowPolicy(), max_connections=max_connections)
+    side = side or Script()
+    ends: Ends | None = None
     if piped:
         pipe, sockets_end = Pipe(), SocketsEnd(manager)
-        objects_end = ObjectsEnd(pipe.to(sockets_end.receive_data), LoopClock().unix_ms)
-        objects_end.waker = script
+        objects_end = ObjectsEnd(pipe.to(sockets_end.receive_data), clock.unix_ms)
+        objects_end.waker = side.fill(objects_end)
         sockets_end.joined(pipe.to(objects_end.receive_data))
         ends = sockets_end, objects_end
-        script.connections = objects_end
         dispatcher = Dispatcher(manager, sockets_end, max_frames=max_frames)
     else:
-        script.connections = manager
-        dispatcher = Dispatcher(manager, script, max_frames=max_frames)
+        dispatcher = Dispatcher(manager, side.fill(manager), max_frames=max_frames)
     service = SocketService(manager, dispatcher)
     service.start()
     config = uvicorn.Config(
-        application,  # type: ignore[arg-type]
+        make_application(side.object_of),
         port=0,
         ws=websocket_protocol(service, handshake),
         lifespan="off",
@@ -291,17 +339,16 @@ async def gateway(
     task = asyncio.ensure_future(server.serve())
     await until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    running = Gateway(script, service, port, ends)
+    running = Gateway(side, service, port, ends)
     try:
         yield running
-        if script.instances and not script.asleep:
-            script.hibernate()
+        await side.sleep()
         await running.quiet()
     finally:
         server.should_exit = True
         await task
+        await side.close()
         service.stop()
-        await script.close()
         await asyncio.sleep(0)
 
 
