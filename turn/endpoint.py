@@ -82,7 +82,7 @@ class TurnEndpoint:
             await self._bind()
             if tls is not None:
                 self.tls_port = await self._listen(self._settings.tls_port, Transport.TLS)
-            self._plane.start([[s.fileno() for s in sockets] for sockets in self._udp])
+            self._plane.start([[s.fileno() for s in sockets] for sockets in self._udp or [[]] * self.workers])
         except BaseException:
             await self.close()
             raise
@@ -290,7 +290,13 @@ class TurnEndpoint:
             self._plane.pause_stream(origin.worker, origin.connection, paused)
 
     def upgrade(self, connection: _Connection, transport: asyncio.Transport) -> None:
-        """Begin the TLS handshake. Counted as a connection from the first byte on, so that caps hold (X20)."""
+        """Begin the TLS handshake. Counted as a connection from the first byte on, so that caps hold (X20).
+
+        Runs one turn of the loop after `connection_made`, when the transport has begun to read but has read nothing.
+        """
+        if transport.is_closing():
+            return
+        transport.pause_reading()
         task = asyncio.get_running_loop().create_task(self._upgrade(connection, transport))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -306,9 +312,15 @@ class TurnEndpoint:
                 ssl_handshake_timeout=self._settings.frame_timeout,
                 ssl_shutdown_timeout=1.0,
             )
-        except (TimeoutError, OSError):
+        except (TimeoutError, OSError) as error:
             self.counters["tls_handshakes_failed"] += 1
             connection.abort()
+            # Before the handshake is done asyncio tells nobody that the connection ended.
+            connection.connection_lost(error)
+        except asyncio.CancelledError:
+            connection.abort()
+            connection.connection_lost(None)
+            raise
         else:
             if upgraded is not None:
                 connection.secured(upgraded)
@@ -339,6 +351,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._origin: StreamOrigin | None = None
         self._secured = transport is Transport.TCP
+        self._early = b""
         self._since = endpoint.now()
         settings = endpoint.settings
         self.requests = TokenBucket(settings.requests_per_s, settings.requests_per_s, self._since)
@@ -360,8 +373,7 @@ class _Connection(asyncio.Protocol):
             return
         self._origin = StreamOrigin(number % self._endpoint.workers, number)
         if self._kind is Transport.TLS:
-            transport.pause_reading()
-            self._endpoint.upgrade(self, transport)
+            asyncio.get_running_loop().call_soon(self._endpoint.upgrade, self, transport)
         else:
             transport.set_write_buffer_limits(_WRITE_HIGH_WATER_BYTES)
 
@@ -370,10 +382,17 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         self._secured = True
         transport.set_write_buffer_limits(_WRITE_HIGH_WATER_BYTES)
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the stream."""
         if self._origin is None:
+            return
+        if not self._secured:
+            # Arrived with the end of the handshake, one turn of the loop before we get the transport to answer on.
+            self._early += data
             return
         broken = False
         try:

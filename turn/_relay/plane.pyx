@@ -343,6 +343,8 @@ cdef class Plane(RelayTable):
         cdef Engine *e
         if self.running:
             raise RuntimeError("started already")
+        if len(listeners) != self.worker_count:
+            raise ValueError("a list of listeners per worker")
         self.running = True
         for i in range(self.worker_count):
             e = &self.engines[i]
