@@ -15,8 +15,8 @@ from sfu import codecs as codec_rules
 from sfu.errors import TrackNotFound
 from sfu.events import Event, TrackClosed, TrackPublished
 from sfu.messages import Kind, Location, SessionId, SimulcastPreference, TrackState, TrackStatus
-from sfu.negotiation import LAYERS_MAX, Outgoing, Section
 from sfu.router import Router, cname_of
+from sfu.sections import LAYERS_MAX, Outgoing, Section
 from sfu.track import LocalTrack, RemoteTrack
 from wire.sdp import MediaSection
 

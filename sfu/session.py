@@ -36,8 +36,9 @@ from sfu.events import Event, SessionClosed, SessionConnected, SessionDisconnect
 from sfu.ice import Check, IceCredentials, Path
 from sfu.media import SessionMedia
 from sfu.messages import Kind, Location, SessionDescription, SessionId, TrackRequest, TrackResult, TracksResult
-from sfu.negotiation import Addition, Draft, LocalParameters, Negotiation, Outgoing, PeerDescription, Wish
+from sfu.negotiation import Draft, Negotiation, PeerDescription
 from sfu.router import Router, check_codecs
+from sfu.sections import Addition, LocalParameters, Outgoing, Wish
 from sfu.settings import SfuSettings
 from sfu.track import LocalTrack, RemoteTrack
 from sfu.transport import (

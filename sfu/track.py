@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sfu.messages import Kind, SessionId, SimulcastPreference
-from sfu.negotiation import Outgoing
+from sfu.sections import Outgoing
 from wire.sdp import Codec
 
 TrackKey: TypeAlias = tuple[str, SessionId, str]

@@ -9,13 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sfu import codecs as codec_rules
 from sfu.errors import LimitExceeded
-from sfu.negotiation import (
-    Addition,
-    LocalParameters,
-    Negotiation,
-    Outgoing,
-    Wish,
-)
+from sfu.negotiation import Negotiation
+from sfu.sections import Addition, LocalParameters, Outgoing, Wish
 from tests.support.sdp_offers import EXTENSIONS, FINGERPRINT, NAMES, OPUS, VP8, VP8_RTX, Peer, load, offer, section
 from wire import sdp
 from wire.sdp import Codec, Direction, MediaSection, Setup

@@ -4,8 +4,8 @@ import pytest
 
 from sfu.errors import TrackError
 from sfu.messages import Kind, SessionId, SimulcastPreference
-from sfu.negotiation import Outgoing
 from sfu.router import Router, choose_layer
+from sfu.sections import Outgoing
 from sfu.track import LocalTrack, RemoteTrack
 from tests.support.fake_plane import FakePlane
 from tests.support.sdp_offers import H264, VP8, VP8_RTX
