@@ -1,9 +1,10 @@
-"""How many handshakes an address may begin: a token bucket per IPv4 address or IPv6 /64, in bounded memory."""
+"""Who asks for a handshake, and how many it may begin: a token bucket per address, in bounded memory."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -14,7 +15,7 @@ class _Bucket:
 
 
 class HandshakeRate:
-    """Admits handshakes.
+    """Admits handshakes, per IPv4 address or IPv6 /64.
 
     Args:
         rate: handshakes per second and address in the long run; 0 admits everything.
@@ -45,6 +46,20 @@ class HandshakeRate:
             return False
         bucket.tokens -= 1
         return True
+
+
+def client_address(peer: str, forwarded_for: Iterable[str], trusted: Collection[str]) -> str:
+    """Return who the client is, as far as those we trust say.
+
+    Args:
+        peer: address of the other end of the connection.
+        forwarded_for: values of `X-Forwarded-For`, in order; each proxy has put its own peer at the end.
+        trusted: addresses of our proxies; what anybody else writes there is not read.
+    """
+    hops = [hop.strip() for value in forwarded_for for hop in value.split(",") if hop.strip()]
+    while peer in trusted and hops:
+        peer = hops.pop()
+    return peer
 
 
 def _network(address: str) -> str:

@@ -36,7 +36,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Origin
 
 from hibernation._sockets.table import Event
-from hibernation.admission import HandshakeRate
+from hibernation.admission import HandshakeRate, client_address
 from hibernation.service import SocketService
 from hibernation.session import AsgiSession
 from objects.ids import ObjectId
@@ -59,6 +59,8 @@ class HandshakeSettings:
     rate_per_address: float = 100.0
     """Handshakes per second; beyond it 429. 0: no limit."""
     burst_per_address: int = 1000
+    trusted_proxies: frozenset[str] = frozenset()
+    """Addresses whose `X-Forwarded-For` is believed, for that rate and for what objects are told."""
     deflate: bool = False
     """Agree to permessage-deflate, without context takeover (a context would cost each idle connection 300 KB)."""
     allowed_origins: tuple[str, ...] | None = None
@@ -209,16 +211,19 @@ class UpgradeProtocol(asyncio.Protocol):
         """Take the request that uvicorn read; it comes whole, once."""
         if self._task is not None or self._decided:
             return
-        now = self._loop.time()
-        if self.client is not None and not self.rate.admit(self.client[0], now):
-            self._answer(http_answer(429, [("retry-after", "1")], b"Too many handshakes\n"))
-            return
         handshake = self._handshake()
         handshake.receive_data(data)
         request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
         if request is None:
             self._answer(b"".join(handshake.data_to_send()) or http_answer(400, [], b"Bad Request\n"))
             return
+        if self.client is not None:
+            forwarded = request.headers.get_all("X-Forwarded-For")
+            address = client_address(self.client[0], forwarded, self.settings.trusted_proxies)
+            self.client = address, self.client[1] if address == self.client[0] else 0
+            if not self.rate.admit(address, self._loop.time()):
+                self._answer(http_answer(429, [("retry-after", "1")], b"Too many handshakes\n"))
+                return
         response = handshake.accept(request)
         if response.status_code != 101:
             self._answer(response.serialize())

@@ -269,6 +269,24 @@ class TestBadHandshakes:
                     statuses.append(refused.response.status_code)
             assert statuses == [101, 101, 101, 429, 429]
 
+    async def test_behind_a_proxy_the_client_counts_not_the_proxy(self) -> None:
+        settings = HandshakeSettings(
+            rate_per_address=0.001, burst_per_address=1, trusted_proxies=frozenset({"127.0.0.1"})
+        )
+        async with gateway(handshake=settings) as room:
+            for number in (1, 2):
+                async with room.connect(additional_headers={"X-Forwarded-For": f"198.51.100.{number}"}):
+                    (connection_id,) = room.script.instance.connections.connections(ROOM)
+                    info = room.script.instance.connections.info(connection_id)
+                    assert info is not None
+                    assert info.client == f"198.51.100.{number}"
+                await room.seen(number, ConnectionClosed)
+                await until(lambda: room.manager.count(ROOM) == 0)
+            with pytest.raises(InvalidStatus) as refused:
+                async with room.connect(additional_headers={"X-Forwarded-For": "198.51.100.1"}):
+                    pass
+            assert refused.value.response.status_code == 429
+
     async def test_a_full_table_is_503(self) -> None:
         async with gateway(max_sockets=1) as room, room.connect("/echo"):
             with pytest.raises(InvalidStatus) as refused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hibernation.admission import HandshakeRate
+from hibernation.admission import HandshakeRate, client_address
 
 
 def test_a_burst_is_admitted_then_the_rate() -> None:
@@ -41,3 +41,12 @@ def test_memory_is_bounded_and_the_longest_unused_is_forgiven_first() -> None:
     assert rate.admit("c", 0.0)  # forgets b
     assert not rate.admit("a", 0.0)
     assert rate.admit("b", 0.0)
+
+
+def test_only_trusted_proxies_say_who_the_client_is() -> None:
+    ours = {"10.0.0.1", "10.0.0.2"}
+    assert client_address("203.0.113.9", ["198.51.100.1"], ours) == "203.0.113.9"
+    assert client_address("10.0.0.1", ["198.51.100.1"], ours) == "198.51.100.1"
+    assert client_address("10.0.0.1", ["6.6.6.6, 198.51.100.1", " 10.0.0.2"], ours) == "198.51.100.1"
+    assert client_address("10.0.0.1", [], ours) == "10.0.0.1"
+    assert client_address("10.0.0.1", [" , "], ours) == "10.0.0.1"
