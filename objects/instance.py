@@ -336,6 +336,9 @@ class Instance:
             self._handle(event), event.section or self.input.root, self._context.copy(), True, event.cause
         )
         task.add_done_callback(lambda task: self._finished(event, task))
+        if event.reply is not None:
+            # A caller that stops waiting stops the handler, as with any awaited coroutine.
+            event.reply.add_done_callback(lambda reply: reply.cancelled() and task.cancel())
         if event.dispatched is not None:
             # Behind the task's first step, which is in the loop's queue already.
             self.loop.call_soon(self._dispatched, event)
@@ -360,7 +363,7 @@ class Instance:
             error: BaseException | None = Disconnected("the handler was cancelled")
         else:
             error = task.exception()
-        if error is not None:
+        if error is not None and not (event.reply is not None and event.reply.cancelled()):
             self.meter.errors += 1
             if event.reply is None or event.cause == "alarm":
                 log.error("%s: %s handler raised", self.object_id.key, event.cause, exc_info=error)
@@ -496,7 +499,12 @@ class Instance:
         name = name or getattr(coro, "__qualname__", None)
         task: asyncio.Task[T] = asyncio.Task(steps, loop=self.loop, context=context, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[T]) -> None:
+            self._tasks.discard(task)
+            coro.close()  # if it was cancelled before its first step
+
+        task.add_done_callback(done)
         return task
 
     def _context_of(self, section: Section) -> contextvars.Context:
