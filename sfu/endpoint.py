@@ -1,10 +1,14 @@
-"""Endpoint: the data plane's upcalls and one timer, brought to the event loop. Nothing is decided here."""
+"""The shell: the plane's upcalls and one timer for the event loop, events for listeners. Nothing is decided here."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from sfu.events import Event
 
 if TYPE_CHECKING:
     from sfu._dataplane.plane import Plane, Upcall
@@ -41,3 +45,49 @@ class Endpoint:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class EventStream:
+    """One listener's events: use as an async context manager, then iterate. Ends when the service closes.
+
+    The queue is bounded: a listener that falls behind loses the oldest events, counted in `lost`.
+    """
+
+    def __init__(self, listeners: set[EventStream], queue_max: int) -> None:
+        self.lost = 0
+        self._listeners = listeners
+        self._queue: deque[Event] = deque(maxlen=queue_max)
+        self._ready = asyncio.Event()
+        self._closed = False
+
+    def put(self, event: Event) -> None:
+        """Called by the service."""
+        self.lost += len(self._queue) == self._queue.maxlen
+        self._queue.append(event)
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the iteration once the queue is empty. Idempotent."""
+        self._closed = True
+        self._listeners.discard(self)
+        self._ready.set()
+
+    async def __aenter__(self) -> Self:
+        self._listeners.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._ready.clear()
+            await self._ready.wait()
+        return self._queue.popleft()

@@ -14,22 +14,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from sfu._dataplane import plane as dataplane
 from sfu.deadlines import Deadlines
 from sfu.dtls import DtlsContext
-from sfu.endpoint import Endpoint
+from sfu.endpoint import Endpoint, EventStream
 from sfu.errors import InvalidParams, InvalidSessionDescription, LimitExceeded, SessionGone, UsageError
 from sfu.events import Event, TrackResumed, TrackStalled, TrackStarted
 from sfu.ice import Check, CheckGate, IceLiteAgent, Path
 from sfu.messages import (
-    Kind,
     Location,
     SessionDescription,
     SessionId,
@@ -40,6 +36,7 @@ from sfu.messages import (
 from sfu.router import Router
 from sfu.session import Session
 from sfu.settings import SfuSettings
+from sfu.stats import SessionStats, SfuStats, TrackStats, session_stats
 from sfu.track import TrackKey
 from sfu.transport import Transport, candidates
 
@@ -51,82 +48,6 @@ __all__ = ["EventStream", "SessionStats", "Sfu", "SfuSettings", "SfuStats", "Tra
 _log = logging.getLogger(__name__)
 
 _LABEL_CHARS: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SfuStats:
-    """The plane's counters and the service's live objects, for metrics."""
-
-    counters: Mapping[str, int]
-    live: Mapping[str, int]
-    latency_histogram: tuple[int, ...]
-    batch_histogram: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrackStats:
-    """One track of a session. `layers` holds the plane's counters: one dict per simulcast layer of a published track,
-    one for a pulled track."""
-
-    state: TrackState
-    kind: Kind
-    layers: tuple[Mapping[str, int | float | str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStats:
-    """One session, for an operator or the stats panel of a page."""
-
-    transport_state: str  # new, connecting, connected, disconnected, failed, closed
-    address_family: str | None  # "ipv4" or "ipv6" of the selected tuple
-    transport: Mapping[str, int | float]  # the plane's counters, rtt among them
-    tracks: tuple[TrackStats, ...]
-
-
-class EventStream:
-    """One listener's events: use as an async context manager, then iterate. Ends when the service closes.
-
-    The queue is bounded: a listener that falls behind loses the oldest events, counted in `lost`.
-    """
-
-    def __init__(self, listeners: set[EventStream], queue_max: int) -> None:
-        self.lost = 0
-        self._listeners = listeners
-        self._queue: deque[Event] = deque(maxlen=queue_max)
-        self._ready = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: Event) -> None:
-        """Called by the service."""
-        self.lost += len(self._queue) == self._queue.maxlen
-        self._queue.append(event)
-        self._ready.set()
-
-    def close(self) -> None:
-        """End the iteration once the queue is empty. Idempotent."""
-        self._closed = True
-        self._listeners.discard(self)
-        self._ready.set()
-
-    async def __aenter__(self) -> Self:
-        self._listeners.add(self)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._queue:
-            if self._closed:
-                raise StopAsyncIteration
-            self._ready.clear()
-            await self._ready.wait()
-        return self._queue.popleft()
 
 
 @dataclass(eq=False, slots=True)
@@ -599,28 +520,4 @@ class Sfu:
         Raises:
             SessionGone: no such session in this app.
         """
-        session, plane = self._find(app_id, session_id).session, self._running
-        selected = session.transport.agent.selected
-        states = {(state.location, state.mid): state for state in session.media.tracks()}
-        tracks = [
-            TrackStats(
-                states[Location.LOCAL, mid],
-                track.kind,
-                () if track.plane_id is None else tuple(plane.track_stats(track.plane_id)),
-            )
-            for mid, track in session.media.locals.items()
-        ]
-        tracks += [
-            TrackStats(
-                states[Location.REMOTE, mid],
-                remote.kind,
-                () if remote.forwarder is None else (plane.forwarder_stats(remote.forwarder),),
-            )
-            for mid, remote in session.media.remotes.items()
-        ]
-        return SessionStats(
-            transport_state=session.transport.state.value,
-            address_family=None if selected is None else f"ipv{ip_address(selected[1]).version}",
-            transport=plane.transport_stats(session.transport.id),
-            tracks=tuple(tracks),
-        )
+        return session_stats(self._find(app_id, session_id).session, self._running)

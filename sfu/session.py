@@ -323,7 +323,11 @@ class Session:
         )
         if remote is None:
             raise TrackNotUpdatable("no such pulled track")
-        source = self.media.source(request.session_id, request.track_name)
+        same = request.session_id is None and request.track_name is None
+        source = self.media.source(
+            remote.source_session_id if same else request.session_id,
+            remote.source_name if same else request.track_name,
+        )
         if source.kind is not remote.kind:
             raise TrackNotUpdatable("the track is of another kind")
         preference = remote.preference if request.simulcast is None else request.simulcast

@@ -493,6 +493,12 @@ class TestUpdate:
         assert errors(result) == [None]
         assert forwarder_of(plane, subscriber, "0")["source"][1]["rid"] == "h"  # type: ignore[index]
 
+    def test_mid_alone_keeps_the_track(self, layered: Client, subscriber: Client, plane: FakePlane) -> None:
+        subscriber.pull(remote(layered.session, "camera"))
+        request = TrackRequest(Location.REMOTE, mid="0", simulcast=SimulcastPreference("m"))
+        assert errors(subscriber.session.update([request])) == [None]
+        assert forwarder_of(plane, subscriber, "0")["source"][1]["rid"] == "m"  # type: ignore[index]
+
     def test_empty_preference_leaves_the_choice_to_the_server(
         self, layered: Client, subscriber: Client, plane: FakePlane
     ) -> None:
