@@ -17,6 +17,7 @@ from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
+PORT_ATTEMPTS = 5
 LOG_LINES_MAX = 10_000
 
 
@@ -66,9 +67,21 @@ class Server:
     async def start(self) -> None:
         """Start, and wait until it accepts connections.
 
+        The UDP port has the number of the TCP port that the system chose, which another socket may hold: then again.
+
         Raises:
             ServerFailed: it ends instead, or takes too long.
         """
+        for _ in range(PORT_ATTEMPTS - 1):
+            try:
+                return await self._start()
+            except ServerFailed as error:
+                if self.port or "Address already in use" not in str(error):
+                    raise
+                self.log.clear()
+        return await self._start()
+
+    async def _start(self) -> None:
         assert self._process is None
         command = [sys.executable, "-m", "torpor", "serve", "--port", str(self.port), "--log-format", "json"]
         serving: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
