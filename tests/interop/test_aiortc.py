@@ -153,6 +153,29 @@ class TestRenegotiation:
         assert len(subscriber.packets_received(pulled)) == count
 
 
+class TestEnd:
+    """DTLS-5, realtime-api.md §5: close_notify ends a session at once; its subscribers keep an inactive track."""
+
+    async def test_a_publisher_that_closes_is_gone_at_once(self, publisher: AiortcPeer, subscriber: AiortcPeer) -> None:
+        await publisher.publish(audio=EncodedTrack("opus"))
+        await publisher.connected()
+        (pulled,) = await subscriber.pull(publisher, "audio")
+        await until("audio", lambda: len(subscriber.packets_received(pulled)) >= 10)
+        (track,) = (await subscriber.api.call("GET", f"/sessions/{subscriber.session_id}"))["tracks"]
+        assert track["status"] == "active"
+        await publisher.close()
+        await asyncio.sleep(0.2)
+        await publisher.api.call("GET", f"/sessions/{publisher.session_id}", status=410)
+        (track,) = (await subscriber.api.call("GET", f"/sessions/{subscriber.session_id}"))["tracks"]
+        assert (track["mid"], track["status"]) == (pulled.mid, "inactive")
+        again = await subscriber.api.call(
+            "POST",
+            f"/sessions/{subscriber.session_id}/tracks/new",
+            {"tracks": [{"location": "remote", "sessionId": publisher.session_id, "trackName": "audio"}]},
+        )
+        assert again["tracks"][0]["errorCode"] == "not_found_track_error"
+
+
 CM_32 = SRTPProtectionProfile(
     libsrtp_profile=rtcdtlstransport.SRTP_AES128_CM_SHA1_80.libsrtp_profile,
     openssl_profile=b"SRTP_AES128_CM_SHA1_32",
