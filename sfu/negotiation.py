@@ -117,15 +117,16 @@ class Negotiation:
             offer: from `read_offer`.
             wishes: by mid.
             local: our transport.
-            accept_data: accept data channel sections, so that the transport can come up on one alone.
+            accept_data: accept new data channel sections, so that the transport can come up on one alone.
         """
         known = {section.mid: section for section in self.sections if section.live}
         sections = []
         for offered in offer.sections:
-            if offered.rejected or (offered.kind not in ("audio", "video") and not (offered.is_data and accept_data)):
+            mid = offered.mid or ""
+            is_media = offered.kind in ("audio", "video")
+            if offered.rejected or not (is_media or (offered.is_data and (accept_data or mid in known))):
                 sections.append(rejected(offered))
             else:
-                mid = offered.mid or ""
                 sections.append(answered(offered, known.get(mid), wishes.get(mid, Wish())))
         self._allow_mixed = offer.description.extmap_allow_mixed
         live = {section.mid for section in sections if section.live}

@@ -780,6 +780,16 @@ class TestOfferAnswer:
         assert section.candidates
         assert session.transport.remote is not None
 
+    def test_data_section_that_carries_the_transport_stays(self, make_session: MakeSession, publisher: Client) -> None:
+        """A later publish or pull on the legacy session must not take its transport away."""
+        client = Client(make_session, "legacy")
+        data = as_offer(client.peer.offer(section("d", "application", Direction.SENDRECV)))
+        client.session.receive_offer(data, now=0.0, accept_data=True)
+        answer = sdp.parse(sdp_of(client.publish("0", "camera")))
+        assert [s.rejected for s in answer.sections] == [False, False]
+        assert answer.bundle == ("d", "0")
+        assert errors(client.pull(remote(publisher.session, "camera"))) == [None]
+
 
 class TestIceRestart:
     """ICE-7: a new ufrag in an offer is answered with a new one of ours."""
