@@ -114,9 +114,9 @@ function draw(framesPerSecond, drawFrame) {
 
 /** The same hue for the same name, everywhere: of dusk, from teal over blue and violet to rose. */
 export function hueOf(name) {
-  let hash = 7;
-  for (const character of name) hash = (hash * 31 + character.codePointAt(0)) % 997;
-  return 165 + (hash * 61) % 175;
+  let hash = 2166136261;
+  for (const character of name) hash = Math.imul(hash ^ character.codePointAt(0), 16777619) >>> 0;
+  return 165 + (((hash ^ (hash >>> 15)) >>> 0) % 175);
 }
 
 function drawWaves(context, seconds, name) {
