@@ -41,6 +41,24 @@ cdef inline dict plane_figures(PlaneState *state):
     return out
 
 
+cdef inline list latency_figures(PlaneState *state):
+    cdef list out = [0] * 32
+    cdef int i, k
+    for i in range(state.thread_count):
+        for k in range(32):
+            out[k] += state.threads[i].counters.latency[k]
+    return out
+
+
+cdef inline list batch_figures(PlaneState *state):
+    cdef list out = [0] * 16
+    cdef int i, k
+    for i in range(state.thread_count):
+        for k in range(16):
+            out[k] += state.threads[i].counters.batch_fill[k]
+    return out
+
+
 cdef inline dict transport_figures(Transport *t):
     return {
         "packets_in": t.packets_in,

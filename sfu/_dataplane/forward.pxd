@@ -8,13 +8,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from sfu._dataplane.egress cimport next_transport_seq, reachable, room, send_rtp, send_time
 from sfu._dataplane.graph cimport (
-    ALIVE, DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX, Fanout,
-    Forwarder, Job, Source, SourceClock, Stream, Thread, Track,
+    DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX, Fanout, Forwarder, Job,
+    Source, SourceClock, Stream, Thread, Track,
 )
 from sfu._dataplane.keyframe cimport C_OPAQUE
 from sfu._dataplane.keyframes cimport want_keyframe
 from sfu._dataplane.ledger cimport Sent, ledger_find, ledger_sent
-from sfu._dataplane.machine cimport load_i64, next_random, prefetch
+from sfu._dataplane.machine cimport next_random, prefetch
 from sfu._dataplane.ops cimport clock_read, count_drop, list_add, list_remove, schedule
 from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, write_packet, write_padding_packet
 from sfu._dataplane.sequence cimport map_drop, map_forward, map_switch
@@ -40,11 +40,6 @@ cdef inline int64_t us_to_ticks(int64_t us, uint32_t clock_rate) noexcept nogil:
 
 # -- which layer -----------------------------------------------------------------------------------------------------
 
-cdef inline bint alive(Thread *t, Stream *s) noexcept nogil:
-    cdef int64_t last = load_i64(&s.last_packet)
-    return last != 0 and t.now - last < ALIVE
-
-
 cdef inline bint same_rid(const char *a, const char *b) noexcept nogil:
     while a[0] and a[0] == b[0]:
         a += 1
@@ -52,7 +47,7 @@ cdef inline bint same_rid(const char *a, const char *b) noexcept nogil:
     return a[0] == b[0]
 
 
-cdef inline Stream *choose_layer(Thread *t, const Source *source, Stream *playing) noexcept nogil:
+cdef inline Stream *choose_layer(const Source *source, Stream *playing) noexcept nogil:
     """The wished layer if alive, else the one playing if alive; without a wish the first live one; else the wished one."""
     cdef Track *track = source.track
     cdef Stream *wished = NULL
@@ -62,12 +57,12 @@ cdef inline Stream *choose_layer(Thread *t, const Source *source, Stream *playin
     for i in range(track.layer_count):
         if source.rid[0] and same_rid(source.rid, track.layers[i].rid):
             wished = track.layers[i]
-    if wished != NULL and alive(t, wished):
+    if wished != NULL and wished.alive:
         return wished
-    if source.rid[0] and playing != NULL and playing.track == track and alive(t, playing):
+    if source.rid[0] and playing != NULL and playing.track == track and playing.alive:
         return playing
     for i in range(track.layer_count):
-        if alive(t, track.layers[i]):
+        if track.layers[i].alive:
             return track.layers[i]
     return wished
 
@@ -109,13 +104,13 @@ cdef inline void choose_source(Thread *t, Forwarder *f) noexcept nogil:
         # Nothing asked for: is the layer in use still the one to use?
         if f.current.track == NULL:
             return
-        s = choose_layer(t, &f.current, f.current.stream)
+        s = choose_layer(&f.current, f.current.stream)
         if s == f.current.stream or s == NULL:
             return
         f.next = f.current
         f.next.stream = NULL
     else:
-        s = choose_layer(t, &f.next, f.current.stream)
+        s = choose_layer(&f.next, f.current.stream)
         if s != NULL and s == f.current.stream and f.next.track == f.current.track:
             # Already playing: take over the wish and the payload types.
             set_next_stream(t, f, NULL)

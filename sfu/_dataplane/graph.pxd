@@ -4,7 +4,7 @@ Who may touch what (the theory is in `__init__.py`):
 
 * `Thread` and what hangs on it: that thread, holding its `lock`.
 * `Transport`, its `Track`s, `Stream`s (all but the fields below) and `Forwarder`s: the thread that owns the transport.
-* read by every thread: a stream's `cache`, `clock`, `last_packet`, `ssrc`; `fanout[t].count`.
+* read by every thread: a stream's `cache`, `clock`, `alive`, `codec`, `clock_rate`; `fanout[t].count`.
 * `fanout[t]`, `members[t]`: thread t, because they list forwarders that t owns.
 * everything: Python's thread, while it holds all locks. Only then is anything linked, unlinked or freed.
 """
@@ -149,7 +149,7 @@ cdef struct Stream:
     int64_t last_packet         # us, 0: never
     uint32_t last_timestamp
     uint8_t started
-    uint8_t alive               # owner's view: packets in the last 2 s
+    uint8_t alive               # packets in the last 2 s; written by the owner before it tells the others
     uint8_t rebound             # a new SSRC: its first packet sets the number
     uint8_t nack                # the publisher takes NACK for what it sends now
     uint8_t asks_pli

@@ -20,7 +20,9 @@ from sfu._dataplane cimport graph, keyframe, packet, tables, upcalls
 from sfu._dataplane.arguments cimport fill_cname, fill_mid, fill_payload_types, fill_rid, fill_template, fill_track
 from sfu._dataplane.binding cimport bind_media
 from sfu._dataplane.cache cimport cache_clear
-from sfu._dataplane.figures cimport forwarder_figures, plane_figures, stream_figures, transport_figures
+from sfu._dataplane.figures cimport (
+    batch_figures, forwarder_figures, latency_figures, plane_figures, stream_figures, transport_figures,
+)
 from sfu._dataplane.forward cimport choose_source, drop_source, restart_forwarder
 from sfu._dataplane.graph cimport (
     ADDRESSES_MAX, BOUND_MEDIA, BOUND_RTX, LAYERS_MAX, THREADS_MAX, TUPLES_MAX, Forwarder, ForwarderList, PlaneState,
@@ -176,7 +178,7 @@ cdef class Plane:
 
     def close(self):
         cdef int i
-        if self.closed:
+        if self.closed or self.state == NULL:
             return
         self.closed = True
         store_int(&self.state.stopping, 1)
@@ -203,20 +205,22 @@ cdef class Plane:
         self.state = NULL
         return 0
 
-    def __dealloc__(self):
-        if self.state != NULL and not self.closed:
-            self.close()
+    def __del__(self):
+        self.close()
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
-    cdef void _lock(self):
+    cdef int _lock(self) except -1:
         cdef int i
+        if self.state == NULL:
+            raise ValueError("the plane is closed")
         with nogil:
             lock_graph(self.state)
             for i in range(self.state.thread_count):
                 self.state.threads[i].now = clock_us()
+        return 0
 
-    cdef void _unlock(self):
+    cdef void _unlock(self) noexcept:
         cdef int i
         unlock_graph(self.state)
         for i in range(self.state.thread_count):
@@ -247,6 +251,8 @@ cdef class Plane:
     # -- upcalls -------------------------------------------------------------------------------------------------------
 
     def fileno(self):
+        if self.closed:
+            raise ValueError("the plane is closed")
         return self.state.upcall_fd
 
     def drain(self, limit=256):
@@ -307,6 +313,8 @@ cdef class Plane:
 
     def add_transport(self):
         cdef Transport *transport
+        if self.closed:
+            raise ValueError("the plane is closed")
         if len(self.transports) >= self.max_transports:
             raise OverflowError(f"{self.max_transports} transports")
         transport = <Transport *>calloc(1, sizeof(Transport))
@@ -533,7 +541,7 @@ cdef class Plane:
         wanted = list(rids) or [""]
         have = [t.layers[i].rid.decode() for i in range(t.layer_count)]
         added = [rid for rid in wanted if rid not in have]
-        if len(added) + len(have) > LAYERS_MAX:
+        if len(added) + len(have) - (have == [""]) > LAYERS_MAX:
             raise ValueError(f"more than {LAYERS_MAX} layers")
         pairs = [(int(media), int(rtx)) for media, rtx in ssrcs]
         memset(&filled, 0, sizeof(filled))
@@ -548,13 +556,12 @@ cdef class Plane:
                 for i in range(t.layer_count):
                     if t.layers[i].cache.pages != NULL:
                         cache_clear(&t.layers[i].cache)
-            if added and have != [""]:
-                i = t.layer_count
-                self._add_layers(t, added)
-                for i in range(i, t.layer_count):
-                    tables.table_put(&self.state.streams, t.layers[i].id, t.layers[i], 0)
-            elif added:
-                fill_rid(t.layers[0].rid, added[0])
+            if added and have == [""]:
+                fill_rid(t.layers[0].rid, added.pop(0))
+            i = t.layer_count
+            self._add_layers(t, added)
+            for i in range(i, t.layer_count):
+                tables.table_put(&self.state.streams, t.layers[i].id, t.layers[i], 0)
             self._refresh_extensions(t.transport)
             self._bind_signalled(t, pairs)
         finally:
@@ -710,12 +717,18 @@ cdef class Plane:
         return out
 
     def latency_histogram(self):
-        cdef int i, k
-        return [sum(self.state.threads[i].counters.latency[k] for i in range(self.state.thread_count)) for k in range(32)]
+        self._lock()
+        try:
+            return latency_figures(self.state)
+        finally:
+            self._unlock()
 
     def batch_histogram(self):
-        cdef int i, k
-        return [sum(self.state.threads[i].counters.batch_fill[k] for i in range(self.state.thread_count)) for k in range(16)]
+        self._lock()
+        try:
+            return batch_figures(self.state)
+        finally:
+            self._unlock()
 
     def transport_stats(self, transport):
         return transport_figures(self._transport(transport))

@@ -274,6 +274,7 @@ cdef inline void send_sender_report(Thread *t, Forwarder *f) noexcept nogil:
     cdef Stream *s = f.current.stream
     cdef SourceClock clock
     cdef uint64_t ntp
+    cdef int64_t elapsed
     cdef uint32_t timestamp, rate
     cdef bint foreign
     cdef uint8_t *out
@@ -283,8 +284,9 @@ cdef inline void send_sender_report(Thread *t, Forwarder *f) noexcept nogil:
     rate = f.last_clock_rate
     foreign = clock_read(&s.clock, &clock)
     if foreign:
-        ntp = clock.ntp + (<uint64_t>((t.now - clock.received) << 16) // 1000000 << 16)
-        timestamp = clock.timestamp + <uint32_t>us_to_ticks(t.now - clock.received, rate) + f.timestamp_offset
+        elapsed = t.now - clock.received if t.now > clock.received else 0
+        ntp = clock.ntp + (<uint64_t>((elapsed << 16) // 1000000) << 16)
+        timestamp = clock.timestamp + <uint32_t>us_to_ticks(elapsed, rate) + f.timestamp_offset
     else:
         ntp = wall_ntp()
         timestamp = f.last_timestamp + <uint32_t>us_to_ticks(t.now - f.last_sent, rate)

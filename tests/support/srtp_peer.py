@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -210,6 +210,12 @@ class SrtpPeer:
     def send(self, *packets: Rtp) -> None:
         for packet in packets:
             self.send_raw(self.outgoing.protect(packet.serialize()))
+
+    def send_train(self, packets: Sequence[Rtp]) -> None:
+        """Packets of one length in one system call (UDP_SEGMENT), so that they arrive together."""
+        data = [self.outgoing.protect(packet.serialize()) for packet in packets]
+        assert len({len(d) for d in data}) == 1
+        self.socket.sendmsg([b"".join(data)], [(17, 103, struct.pack("H", len(data[0])))], 0, self.target)
 
     def send_rtcp(self, compound: bytes) -> None:
         self.send_raw(self.outgoing.protect_rtcp(compound))

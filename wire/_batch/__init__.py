@@ -1,0 +1,5 @@
+"""Batched UDP in Cython for both data planes: many datagrams per system call, trains of equal segments, no GIL.
+
+`udp.pxd` is cimported by the forwarding and relaying threads; `udp.BatchedUdp` is the same code behind a Python class,
+for tests and benchmarks. Where the kernel refuses UDP_SEGMENT, a socket falls back to one message per datagram.
+"""

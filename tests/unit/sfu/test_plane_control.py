@@ -46,6 +46,10 @@ class TestLifeCycle:
         plane.close()
         plane.close()
         assert plane.drain() == []
+        for call in (plane.fileno, plane.stats, plane.add_transport, plane.latency_histogram, plane.start):
+            with pytest.raises((ValueError, RuntimeError)):
+                call()
+        assert not plane.send_datagram(b"\x16", (0, "127.0.0.1", 9))
         assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, descriptors)
 
     def test_a_plane_that_was_never_closed_frees_itself(self) -> None:
@@ -71,6 +75,10 @@ class TestLifeCycle:
             assert 0 < plane.port < 65536
         finally:
             plane.close()
+
+    def test_wrong_arguments_make_nothing(self) -> None:
+        with pytest.raises(TypeError):
+            Plane()  # type: ignore[call-arg]
 
     @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 65}, {"max_tuples_per_transport": 0}])
     def test_options_out_of_range(self, options: dict[str, Any]) -> None:
@@ -273,6 +281,14 @@ def next_upcall(plane: Plane) -> Any:
 
 
 class TestUpdates:
+    def test_a_single_layer_can_become_simulcast(self, plane: Plane) -> None:
+        peer = SrtpPeerless(plane)
+        track = publish_video(peer)  # type: ignore[arg-type]
+        plane.update_track(track, codecs=VIDEO, extensions=EXTENSIONS, rids=("h", "m", "l"))
+        assert [s["rid"] for s in plane.track_stats(track)] == ["h", "m", "l"]
+        with pytest.raises(ValueError, match="layers"):
+            plane.update_track(track, codecs=VIDEO, extensions=EXTENSIONS, rids=tuple("abcdef"))
+
     def test_new_layers_and_payload_types_take_effect_on_a_live_track(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
             track = publish_video(publisher, rids=("h",))

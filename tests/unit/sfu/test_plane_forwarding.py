@@ -229,11 +229,13 @@ class TestDelivery:
     def test_a_frame_leaves_as_one_train_in_order(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
             pull_video(subscriber, publish_video(publisher))
-            source = VideoSource(publisher, 1111)
-            sent = source.send(key=True, size=40, length=1000)
+            sent = VideoSource(publisher, 1111).frame(key=True, size=40, length=1000)
+            publisher.send_train(sent)
             subscriber.wait(lambda: len(subscriber.rtp) == 40)
             assert [p.payload for p in subscriber.rtp] == [p.payload for p in sent]
-            assert plane.stats()["gso_datagrams"] > 0
+            stats = plane.stats()
+            assert (stats["gso_trains"], stats["gso_datagrams"]) == (1, 40)
+            assert plane.batch_histogram()[1] == stats["batches"]  # coalesced on arrival: one datagram per call
 
     def test_a_socket_that_refuses_trains_sends_singles_and_is_not_tried_again(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -241,7 +243,8 @@ class TestDelivery:
             refuse_trains(plane.port)
             source = VideoSource(publisher, 1111)
             for turn in range(1, 4):
-                sent = source.send(key=True, size=40, length=1000)
+                sent = source.frame(key=True, size=40, length=1000)
+                publisher.send_train(sent)
                 subscriber.wait(lambda turn=turn: len(subscriber.rtp) == 40 * turn)  # type: ignore[misc]
                 assert [p.payload for p in subscriber.rtp[-40:]] == [p.payload for p in sent]
             stats = plane.stats()
