@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.aiortc_peer import until
+from tests.support.figures import assert_no_media_state_left, drops, figures
 from tests.support.light_peer import MEDIA_TYPE, MID_ID, RTX_TYPE, TRANSPORT_CC_ID, LightPeer, open_light_peer
 from tests.support.server import Server, running_server
 from wire.rtcp import Nack, PictureLossIndication, ReceiverReport
@@ -70,6 +71,7 @@ class Source:
 async def server() -> AsyncIterator[Server]:
     async with running_server() as server:
         yield server
+        await assert_no_media_state_left(server)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -205,11 +207,17 @@ class TestUpstream:
         assert len({packet.payload for packet in subscriber.packets}) >= 140
 
 
+DROPPED_MEDIA = {"malformed": 2, "payload_type": 1, "probe": 2, "unbound": 201, "authentication": 0, "replay": 0}
+
+
 class TestHostile:
     """Rows 4 to 6, 9 to 13 of the robustness table: counted, dropped, nothing stalls; the log stays clean."""
 
-    async def test_malformed_media_is_dropped_and_the_rest_goes_on(self, source: Source, subscriber: LightPeer) -> None:
+    async def test_rx_1_malformed_media_is_dropped_by_cause_and_the_rest_goes_on(
+        self, server: Server, source: Source, subscriber: LightPeer
+    ) -> None:
         await source.play(5)
+        earlier = await figures(server)
 
         def packet(payload: bytes, payload_type: int = MEDIA_TYPE, ssrc: int = SSRC) -> bytes:
             source.next_seq += 1
@@ -234,6 +242,9 @@ class TestHostile:
         before = len(subscriber.packets)
         await source.play(20)
         await until("media", lambda: len(subscriber.packets) >= before + 20)
+        later = await figures(server)
+        moved = {reason: drops(later, reason) - drops(earlier, reason) for reason in DROPPED_MEDIA}
+        assert moved == DROPPED_MEDIA
 
     async def test_broken_extensions_cost_no_packet(self, source: Source, subscriber: LightPeer) -> None:
         await source.play(5)
@@ -276,9 +287,10 @@ class TestHostile:
         assert len(heard(source, Nack)) == before
         assert len(heard(source, PictureLossIndication)) - plis <= 2
 
-    async def test_broken_rtcp_changes_nothing(self, source: Source, subscriber: LightPeer) -> None:
+    async def test_broken_rtcp_changes_nothing(self, server: Server, source: Source, subscriber: LightPeer) -> None:
         """Rows 11 to 13."""
         await source.play(5)
+        earlier = await figures(server)
         for bad in (
             b"\x80\xc8\x00\x00" + bytes(4),
             b"\x9f\xc9\x00\x01" + bytes(4),
@@ -296,3 +308,5 @@ class TestHostile:
         before = len(subscriber.packets)
         await source.play(20)
         await until("media", lambda: len(subscriber.packets) >= before + 20)
+        later = await figures(server)
+        assert drops(later, "rtcp_malformed") - drops(earlier, "rtcp_malformed") >= 10

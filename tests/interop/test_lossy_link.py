@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiortc import RTCRtpSender
 
 from tests.support.aiortc_peer import AiortcPeer, PulledTrack, loopback_only, open_peer, until
 from tests.support.clips import EncodedTrack
+from tests.support.figures import assert_no_media_state_left, drops, figures
 from tests.support.light_peer import open_light_peer
 from tests.support.lossy_proxy import lossy_proxy
-from tests.support.server import running_server
+from tests.support.server import Server, running_server
 from wire.rtcp import Nack, ReceiverReport
 
 __all__ = ["loopback_only"]
@@ -24,6 +26,14 @@ LOSS = 0.05
 THREADS = "4"  # more than most test machines have cores: packets cross from thread to thread
 PACKETS = 1200
 """To watch: about eight seconds."""
+
+
+@asynccontextmanager
+async def all_closed(server: Server) -> AsyncIterator[AsyncExitStack]:
+    """A stack for peers; when they have left, the server holds nothing of them."""
+    async with AsyncExitStack() as stack:
+        yield stack
+    await assert_no_media_state_left(server)
 
 
 def assert_repaired(publisher: AiortcPeer, sender: RTCRtpSender, subscriber: AiortcPeer, pulled: PulledTrack) -> int:
@@ -43,8 +53,7 @@ def assert_repaired(publisher: AiortcPeer, sender: RTCRtpSender, subscriber: Aio
 async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server_and_the_publisher_hears_nothing() -> (
     None
 ):
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(running_server("--media-threads", THREADS))
+    async with running_server("--media-threads", THREADS) as server, all_closed(server) as stack:
         publisher = await stack.enter_async_context(open_peer(server))
         senders = await publisher.publish(video=EncodedTrack("VP8"))
         await publisher.connected()
@@ -74,11 +83,13 @@ async def test_shld_1_a_subscriber_behind_5_percent_loss_repairs_from_the_server
 
         nacks = [packet for packet in publisher.recording.feedback if isinstance(packet, Nack)]
         assert nacks == []
+        sampled = await figures(server)
+        assert sampled["torpor_media_nacks_out_total"] == 0
+        assert drops(sampled, "nack_budget") > 0, "the hostile one met its limit"
 
 
 async def test_shld_2_a_publisher_behind_5_percent_loss_is_asked_and_its_subscribers_miss_nothing() -> None:
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(running_server("--media-threads", THREADS))
+    async with running_server("--media-threads", THREADS) as server, all_closed(server) as stack:
         proxy = await stack.enter_async_context(lossy_proxy(server.udp_port, loss_up=LOSS))
         publisher = await stack.enter_async_context(open_peer(server))
         publisher.edit_sdp = proxy.redirect
