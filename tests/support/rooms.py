@@ -302,12 +302,14 @@ async def gateway(
     tls: dict[str, str] | None = None,
     clock: Clock | None = None,
     side: ObjectsSide | None = None,
+    application: Any = None,
     **table_options: Any,
 ) -> AsyncIterator[Gateway]:
     """Run a server; when it is over everything must have returned to zero.
 
     Args:
         side: the objects side; a `Script` if not given.
+        application: the ASGI application; `make_application`'s if not given.
     """
     clock = clock or LoopClock()
     table = SocketTable(**{"close_timeout": 0.5, "tick": 0.05, **table_options})
@@ -326,7 +328,7 @@ async def gateway(
     service = SocketService(manager, dispatcher)
     service.start()
     config = uvicorn.Config(
-        make_application(side.object_of),
+        application or make_application(side.object_of),
         port=0,
         ws=websocket_protocol(service, handshake),
         lifespan="off",

@@ -1,0 +1,296 @@
+"""Server: a room's class. Subclass it and write the hooks you need.
+
+    constructor ─▶ on_start ─▶ per socket: get_connection_tags ─▶ accepted ─▶ on_connect ─▶ 101 ─▶ on_message*
+                                                                               ─▶ on_close, or on_error after a failure
+
+`on_start` ends before any other hook of the instance begins; it runs again after hibernation, and is tried again by the
+next event if it raised. The 101 leaves after `on_connect`, then what that sent, in order. Handlers of one connection
+start in the order of its messages but may overlap while they wait; `ordered = True` runs them one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from objects.errors import ObjectError
+from objects.http import HttpRequest, HttpResponse
+from objects.namespace import ObjectNamespace, ObjectStub
+from objects.ports import Frame, ReadyState, UpgradeRequest
+from objects.state import AlarmInfo, DurableObject, ObjectState
+from objects.websocket import WebSocket
+from partykit_compat.connection import Connection, connection_id_of
+
+logger = logging.getLogger(__name__)
+
+MAX_TAGS = 10
+"""Tags of a connection, its id included."""
+MAX_TAG_LENGTH = 256
+"""Characters of a tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lobby:
+    """Where a request is going, for the hooks that run before the room."""
+
+    party: str
+    name: str
+    """The room, as the path has it."""
+    parties: Mapping[str, PartyNamespace]
+
+
+class PartyNamespace:
+    """The rooms of one party, for other rooms and for hooks."""
+
+    def __init__(self, party: str, namespace: ObjectNamespace) -> None:
+        self._party = party
+        self._namespace = namespace
+
+    def get(self, room: str) -> PartyStub:
+        """Return a stub of a room; it wakes with the first call."""
+        return PartyStub(self._party, room, self._namespace.get_by_name(room))
+
+
+class PartyStub:
+    """Another room. Requests go to its `on_request` directly: the hooks before the room are not run."""
+
+    def __init__(self, party: str, room: str, stub: ObjectStub) -> None:
+        self.party = party
+        self.room = room
+        self.stub = stub
+        """The object, for calls of its public methods."""
+
+    async def fetch(
+        self,
+        path: str = "",
+        *,
+        method: str = "GET",
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+    ) -> HttpResponse:
+        """Send an HTTP request to the room.
+
+        Raises:
+            ValueError: a path that does not start with `/`.
+            ObjectError: the room was overloaded or reset.
+        """
+        if path and not path.startswith("/"):
+            raise ValueError("Path must start with /")
+        url = f"http://room.internal/parties/{self.party}/{self.room}{path}"
+        return await self.stub.fetch(HttpRequest(url, method, tuple(headers), body))
+
+
+@dataclass(frozen=True, slots=True)
+class PartyContext:
+    """What `PartyRoutes` gives to the constructor of every room."""
+
+    env: Any = None
+    parties: dict[str, PartyNamespace] = field(default_factory=dict)
+
+
+class Server(DurableObject):
+    """One room. Attributes of the class are its options; attributes of an instance last until it leaves memory."""
+
+    hibernate: ClassVar[bool] = False
+    """Leave memory after ten idle seconds although clients are connected. They notice nothing; attributes are lost."""
+    ordered: ClassVar[bool] = False
+    """Run the message handlers of a connection one after the other."""
+    protocols: ClassVar[Sequence[str]] = ()
+    """Subprotocols this room speaks; the first that a client offers as well is agreed."""
+    replace_duplicates: ClassVar[bool] = False
+    """Close older connections with the id of a new one, with 4000 "replaced"; else all stay, and all get broadcasts."""
+
+    def __init__(self, ctx: ObjectState, env: Any) -> None:
+        context = env if isinstance(env, PartyContext) else PartyContext(env)
+        super().__init__(ctx, context.env)
+        self.parties: Mapping[str, PartyNamespace] = context.parties
+        self._started = False
+        self._present: asyncio.Event | None = None
+        self._turns: dict[Connection, asyncio.Lock] = {}
+
+    # Hooks
+
+    async def on_start(self) -> None:
+        """The room has come to life, for the first time or again."""
+
+    async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+        """A client has been accepted. If this raises, it gets 101 and then 1011."""
+
+    async def on_message(self, connection: Connection, message: Frame) -> None:
+        """A message has come. If this raises, the connection stays."""
+
+    async def on_close(self, connection: Connection, code: int, reason: str, was_clean: bool) -> None:
+        """A connection has ended: 1005 without a status, 1006 without a close frame. It is in no list any more."""
+
+    async def on_error(self, connection: Connection, error: str) -> None:
+        """A connection has broken a rule of the protocol and was closed; `on_close` does not follow."""
+
+    async def on_request(self, request: HttpRequest) -> HttpResponse:
+        """An HTTP request to the room. An exception is 500, or its attribute `code` if that is an error status."""
+        return HttpResponse.of("Not implemented", 404)
+
+    async def on_alarm(self) -> None:
+        """The alarm that `ctx.storage.set_alarm` set is due."""
+
+    async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> Iterable[str]:
+        """Return tags for a connection; its id becomes the first. At most 10 in all, each 1 to 256 characters."""
+        return ()
+
+    @staticmethod
+    async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
+        """Look at an upgrade before any room does: a response refuses it, a request replaces it, None lets it pass."""
+        return None
+
+    @staticmethod
+    async def on_before_request(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
+        """Look at an HTTP request before any room does, in the same way."""
+        return None
+
+    # Helpers
+
+    @property
+    def name(self) -> str:
+        """The room, as the path has it; also in the constructor and when an alarm woke it."""
+        return self.ctx.id.name or ""
+
+    def broadcast(self, message: Frame, without: Iterable[str] = ()) -> None:
+        """Send to every connection but those with the ids in `without`."""
+        left_out = [
+            ws
+            for connection_id in without
+            for ws in self.ctx.get_web_sockets(connection_id)
+            if Connection(ws).id == connection_id  # others may have it as a tag
+        ]
+        self.ctx.broadcast(message, exclude=left_out)
+
+    def get_connections(self, tag: str | None = None) -> Iterator[Connection]:
+        """Iterate over the connections that are open, oldest first; an id is a tag, too."""
+        for ws in self.ctx.get_web_sockets(tag):
+            if ws.ready_state <= ReadyState.OPEN:
+                yield Connection(ws)
+
+    def get_connection(self, connection_id: str) -> Connection | None:
+        """Return the newest open connection with an id."""
+        found = [one for one in self.get_connections(connection_id) if one.id == connection_id]
+        return found[-1] if found else None
+
+    def connection_count(self, tag: str | None = None) -> int:
+        """Return how many connections there are, closing ones included; makes no handles."""
+        return self.ctx.web_socket_count(tag)
+
+    # What the objects side calls
+
+    async def web_socket_connect(self, ws: WebSocket, request: UpgradeRequest) -> None:
+        """Accept a client, run `on_connect`."""
+        await self._ensure_started()
+        connection_id = connection_id_of(request.url)
+        protocol = next((offer for offer in request.protocols if offer in self.protocols), None)
+        try:
+            tags = check_tags(connection_id, await self.get_connection_tags(connection_id, request))
+        except Exception:
+            logger.exception("%s: a connection could not be tagged", self.ctx.id.key)
+            self.ctx.accept_web_socket(ws, (), protocol)
+            ws.close(1011, "invalid connection tags")
+            return
+        older = list(self.get_connections(connection_id)) if self.replace_duplicates else []
+        self.ctx.accept_web_socket(ws, tags, protocol)
+        connection = Connection.begin(ws, connection_id)
+        for duplicate in older:
+            duplicate.close(4000, "replaced")
+        self._stay_awake()
+        try:
+            await self.on_connect(connection, request)
+        except Exception:
+            logger.exception("%s: on_connect raised", self.ctx.id.key)
+            connection.close(1011, "on_connect failed")
+
+    async def web_socket_message(self, ws: WebSocket, message: Frame) -> None:
+        """Run `on_message`."""
+        await self._ensure_started()
+        connection = Connection(ws)
+        if not self.ordered:
+            await self.on_message(connection, message)
+            return
+        turn = self._turns.setdefault(connection, asyncio.Lock())
+        async with turn:
+            await self.on_message(connection, message)
+
+    async def web_socket_close(self, ws: WebSocket, code: int, reason: str, was_clean: bool) -> None:
+        """Run `on_close`, unless `on_error` told the end already."""
+        await self._ensure_started()
+        connection = Connection(ws)
+        self._turns.pop(connection, None)
+        self._let_sleep(ws)
+        if not ws.failed:
+            await self.on_close(connection, code, reason, was_clean)
+
+    async def web_socket_error(self, ws: WebSocket, error: str) -> None:
+        """Run `on_error`."""
+        await self._ensure_started()
+        await self.on_error(Connection(ws), error)
+
+    async def fetch(self, request: HttpRequest) -> HttpResponse:
+        """Run `on_request`."""
+        try:
+            await self._ensure_started()
+            return await self.on_request(request)
+        except ObjectError:
+            raise
+        except Exception as error:
+            logger.exception("%s: on_request raised", self.ctx.id.key)
+            code = getattr(error, "code", None)
+            status = code if isinstance(code, int) and 400 <= code <= 599 else 500
+            return HttpResponse.of("The room failed to answer.", status)
+
+    async def alarm(self, info: AlarmInfo) -> None:
+        """Run `on_alarm`."""
+        await self._ensure_started()
+        await self.on_alarm()
+
+    async def _ensure_started(self) -> None:
+        """Run `on_start` once, with everything else waiting; its failure is this event's, the next one tries again."""
+        if self._started:
+            return
+        failure = await self.ctx.block_concurrency_while(self._start)
+        if failure is not None:
+            raise failure
+
+    async def _start(self) -> Exception | None:
+        if self._started:
+            return None
+        try:
+            await self.on_start()
+        except Exception as error:  # raised by the caller: here it would reset the object and cut its connections
+            return error
+        self._started = True
+        if any(True for _ in self.get_connections()):
+            self._stay_awake()
+        return None
+
+    def _stay_awake(self) -> None:
+        """Without `hibernate`, keep the instance in memory while anybody is connected."""
+        if not self.hibernate and self._present is None:
+            self._present = asyncio.Event()
+            self.ctx.wait_until(self._present.wait())
+
+    def _let_sleep(self, leaving: WebSocket) -> None:
+        if self._present is not None and all(ws is leaving for ws in self.ctx.get_web_sockets()):
+            self._present.set()
+            self._present = None
+
+
+def check_tags(connection_id: str, tags: Iterable[str]) -> list[str]:
+    """Return the id and the tags without duplicates.
+
+    Raises:
+        ValueError: over 10, or one without 1 to 256 characters.
+    """
+    checked = list(dict.fromkeys([connection_id, *tags]))
+    if len(checked) > MAX_TAGS:
+        raise ValueError(f"a connection has at most {MAX_TAGS} tags with its id, not {len(checked)}")
+    if not all(1 <= len(tag) <= MAX_TAG_LENGTH for tag in checked):
+        raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters")
+    return checked
