@@ -114,6 +114,10 @@ class ReferencePlane:
                 self._users.pop(row.identity, None)
         return RelayUsage(*row.usage)
 
+    def usage(self, handle: int) -> RelayUsage:
+        """See `RelayPlane`."""
+        return RelayUsage(*self._rows[handle].usage)
+
     def start_relay(self, handle: int, five_tuple: FiveTuple, identity: str) -> None:
         """See `RelayPlane`."""
         row = self._rows[handle]

@@ -172,13 +172,16 @@ class CredentialIssuer:
         """A new credential, valid for `ttl` seconds.
 
         Raises:
-            InvalidParams: `custom_identifier` is longer than `IDENTIFIER_BYTES_MAX` in UTF-8.
+            InvalidParams: `custom_identifier` is longer than `IDENTIFIER_BYTES_MAX` in UTF-8, or no Unicode text.
         """
-        identifier = (custom_identifier or "").encode()
+        try:
+            identifier = (custom_identifier or "").encode()
+        except UnicodeEncodeError:  # JSON can name half of a surrogate pair
+            raise InvalidParams("customIdentifier is not Unicode text") from None
         if len(identifier) > IDENTIFIER_BYTES_MAX:
             raise InvalidParams(f"customIdentifier is longer than {IDENTIFIER_BYTES_MAX} bytes")
         expires_at = int(unix_time + ttl)
-        head = bytes((_VERSION,)) + expires_at.to_bytes(5, "big") + _tag(key_id)
+        head = bytes((_VERSION,)) + expires_at.to_bytes(5, "big") + key_tag(key_id)
         salt = secrets.token_bytes(_TOKEN_BYTES - _HEAD_BYTES - _MAC_BYTES)
         body = head + salt + identifier
         username = (body + hmac.digest(self._name_key, body, "sha256")[:_MAC_BYTES]).hex()
@@ -195,6 +198,13 @@ class CredentialIssuer:
         keys = (derive_keys(username, self._realm, self._password(username)),)
         return Credential(username, f"issued:{username}", keys, expires_at, strict_expiry=True)
 
+    def party_of(self, username: str) -> tuple[bytes, str] | None:
+        """The tag of the key under which `username` was issued, and its custom identifier; None: not issued here."""
+        token = self._open(username)
+        if token is None:
+            return None
+        return token[6:_HEAD_BYTES], token[_TOKEN_BYTES - _MAC_BYTES :].decode(errors="replace")
+
     def revoke(self, key_id: str, username: str, unix_time: float) -> None:
         """Let `username` end now. Its allocations are the server's business.
 
@@ -202,7 +212,7 @@ class CredentialIssuer:
             UnknownCredential: not issued here, or not under `key_id`.
         """
         token = self._open(username)
-        if token is None or not hmac.compare_digest(token[6:_HEAD_BYTES], _tag(key_id)):
+        if token is None or not hmac.compare_digest(token[6:_HEAD_BYTES], key_tag(key_id)):
             raise UnknownCredential("no such credential under this key")
         self._revoked = {name: expiry for name, expiry in self._revoked.items() if expiry > unix_time}
         expires_at = int.from_bytes(token[1:6], "big")
@@ -228,7 +238,8 @@ class CredentialIssuer:
         return hmac.digest(self._password_key, username.encode(), "sha384").hex()
 
 
-def _tag(key_id: str) -> bytes:
+def key_tag(key_id: str) -> bytes:
+    """How a credential names its key: 8 bytes."""
     return hashlib.sha256(key_id.encode()).digest()[:8]
 
 

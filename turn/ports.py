@@ -30,6 +30,9 @@ class RelayPlane(Protocol):
     def close_relay(self, handle: int) -> RelayUsage:
         """Free the socket, its permissions and channels. No packet passes once this returned."""
 
+    def usage(self, handle: int) -> RelayUsage:
+        """What passed so far."""
+
     def start_relay(self, handle: int, five_tuple: FiveTuple, identity: str) -> None:
         """Let `handle` serve the client of `five_tuple`; `identity` shares its bandwidth among its allocations."""
 

@@ -46,6 +46,10 @@ class PlaneRelays:
         """See `RelayPlane`."""
         return RelayUsage(*self._plane.close_relay(handle))
 
+    def usage(self, handle: int) -> RelayUsage:
+        """See `RelayPlane`."""
+        return RelayUsage(*self._plane.usage(handle))
+
     def start_relay(self, handle: int, five_tuple: FiveTuple, identity: str) -> None:
         """See `RelayPlane`."""
         user = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")

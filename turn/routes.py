@@ -1,4 +1,4 @@
-"""HTTP: hand out and revoke TURN credentials, `/v1/turn/keys/{keyId}/credentials/...`.
+"""HTTP: hand out and revoke TURN credentials, `/v1/turn/keys/{keyId}/credentials/...`, and see what they are used for.
 
 Every answer is a JSON object, errors too (`errorCode`, `errorDescription`), but for the empty 204. The body is parsed
 as JSON under any content type, and may be absent. Nothing is stored: see `turn.credentials.CredentialIssuer`.
@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from turn.errors import ApiError, DecodingError, InvalidParams, PayloadTooLarge, Unauthorized, UnknownKey
-from turn.service import IceServer, TurnService
+from turn.service import AllocationStatus, IceServer, TurnService
 
 BODY_BYTES_MAX = 16 * 1024
 
@@ -54,7 +54,7 @@ class _Route(APIRoute):
 
 def credentials_router(service: TurnService) -> APIRouter:
     """The routes; they need a started service."""
-    router = APIRouter(prefix="/v1/turn/keys/{keyId}/credentials", tags=["TURN"], route_class=_Route)
+    router = APIRouter(prefix="/v1/turn/keys/{keyId}", tags=["TURN"], route_class=_Route)
 
     async def authorized(key_id: KeyId, credentials: Bearer) -> str:
         token = service.key_token(key_id)
@@ -65,7 +65,7 @@ def credentials_router(service: TurnService) -> APIRouter:
         return key_id
 
     @router.post(
-        "/generate-ice-servers",
+        "/credentials/generate-ice-servers",
         status_code=201,
         summary="A credential, as `iceServers` of an RTCPeerConnection",
         operation_id="generateIceServers",
@@ -78,7 +78,7 @@ def credentials_router(service: TurnService) -> APIRouter:
         return _json({"iceServers": [_entry(server) for server in servers]}, 201)
 
     @router.post(
-        "/generate",
+        "/credentials/generate",
         status_code=201,
         summary="A credential, STUN and TURN urls in one entry",
         operation_id="generateTurnCredential",
@@ -94,7 +94,7 @@ def credentials_router(service: TurnService) -> APIRouter:
         return _json({"iceServers": _entry(merged)}, 201)
 
     @router.post(
-        "/{username}/revoke",
+        "/credentials/{username}/revoke",
         status_code=204,
         response_class=Response,
         summary="End a credential and its allocations",
@@ -104,6 +104,16 @@ def credentials_router(service: TurnService) -> APIRouter:
     async def revoke(username: Annotated[str, Path(max_length=512)], key_id: str = Depends(authorized)) -> Response:
         service.revoke(key_id, username)
         return Response(status_code=204)
+
+    @router.get(
+        "/allocations",
+        summary="Live allocations of this key's credentials (extension)",
+        operation_id="getTurnAllocations",
+        response_class=Response,
+        responses=_responses(401, 404) | {200: {"description": "Those of now", "content": _ALLOCATIONS}},
+    )
+    async def allocations(key_id: str = Depends(authorized)) -> Response:
+        return _json({"allocations": [_allocation(status) for status in service.allocations(key_id)]}, 200)
 
     return router
 
@@ -139,6 +149,23 @@ def _entry(server: IceServer) -> dict[str, Any]:
     return entry
 
 
+def _allocation(status: AllocationStatus) -> dict[str, Any]:
+    return {
+        "username": status.username,
+        "customIdentifier": status.identifier,
+        "transport": status.transport,
+        "client": str(status.client),
+        "relayed": [str(address) for address in status.relayed],
+        "expiresIn": round(status.expires_in),
+        "permissions": status.permissions,
+        "channels": status.channels,
+        "bytesFromClient": status.usage.bytes_from_client,
+        "packetsFromClient": status.usage.packets_from_client,
+        "bytesToClient": status.usage.bytes_to_client,
+        "packetsToClient": status.usage.packets_to_client,
+    }
+
+
 def _json(body: Mapping[str, Any], status: int) -> Response:
     return Response(json.dumps(body), status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -165,6 +192,35 @@ _BODY = {
                 }
             }
         },
+    }
+}
+
+_COUNTS = (
+    "expiresIn", "permissions", "channels",
+    "bytesFromClient", "packetsFromClient", "bytesToClient", "packetsToClient",
+)  # fmt: skip
+_ALLOCATIONS = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["allocations"],
+            "properties": {
+                "allocations": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "username": {"type": "string"},
+                            "customIdentifier": {"type": "string", "description": "Empty when it was given none"},
+                            "transport": {"enum": ["udp", "tcp", "tls"]},
+                            "client": {"type": "string", "description": "address:port"},
+                            "relayed": {"type": "array", "items": {"type": "string"}},
+                            **{name: {"type": "integer"} for name in _COUNTS},
+                        },
+                    },
+                }
+            },
+        }
     }
 }
 

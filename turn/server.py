@@ -32,6 +32,7 @@ from turn.policy import PeerPolicy, Verdict
 from turn.ports import RelayPlane, RelayUsage
 from turn.relayports import PortPool
 from turn.settings import TurnSettings
+from turn.usage import add
 from wire import stun
 from wire.errors import StunAttributeError, StunError
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
@@ -265,6 +266,13 @@ class TurnServer:
     def has_allocation(self, five_tuple: FiveTuple) -> bool:
         """Whether this client holds one; a connection without is closed after a while (T2)."""
         return five_tuple in self._allocations
+
+    def allocations(self) -> list[tuple[Allocation, RelayUsage]]:
+        """Those that live, with what each has carried so far."""
+        return [
+            (allocation, add(*(self._plane.usage(relay.handle) for relay in allocation.relays)))
+            for allocation in self._allocations.values()
+        ]
 
     def live_counts(self) -> dict[str, int]:
         """Live objects by kind; all 0 after `close`."""
@@ -632,7 +640,7 @@ class TurnServer:
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
         totals = [self._close_relay(relay) for relay in allocation.relays]
-        usage = RelayUsage(*map(sum, zip(*totals, strict=True)))
+        usage = add(*totals)
         self._user_quota.release(allocation.quota_identity)
         self._source_quota.release(allocation.five_tuple.client.ip)
         self._events.append(AllocationClosed(allocation.five_tuple, allocation.username, reason, usage))

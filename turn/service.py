@@ -20,15 +20,18 @@ from turn.credentials import (
     IssuedCredential,
     RestSecrets,
     StaticUsers,
+    key_tag,
 )
 from turn.endpoint import TurnEndpoint, tls_context
 from turn.errors import ConfigurationError, InvalidParams, UsageError
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.policy import PeerPolicy
+from turn.ports import RelayUsage
 from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
 from turn.server import AllocationClosed, AllocationCreated, Event, Redirect, RelayAddress, TurnServer
 from turn.settings import TurnSettings
+from turn.usage import Party, UsageLedger
 from wire.stun import IPAddress, TransportAddress
 
 __all__ = ["IceServer", "TurnService", "TurnSettings", "TurnStats"]
@@ -54,6 +57,26 @@ class TurnStats:
 
     counters: Mapping[str, int]
     live: Mapping[str, int]
+    usage: Mapping[Party, RelayUsage]
+    """What passed, by key and custom identifier; that of live allocations included."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationStatus:
+    """A live allocation, as its key's owner may see it."""
+
+    username: str
+    identifier: str
+    """The custom identifier of its credential."""
+    transport: str
+    """Between client and server: `udp`, `tcp` or `tls`."""
+    client: TransportAddress
+    relayed: tuple[TransportAddress, ...]
+    expires_in: float
+    """Seconds, unless it is refreshed."""
+    permissions: int
+    channels: int
+    usage: RelayUsage
 
 
 class TurnService:
@@ -82,7 +105,8 @@ class TurnService:
         self._server: TurnServer | None = None
         self._tls: ssl.SSLContext | None = None
         self._final: TurnStats | None = None
-        self._usage = {"relayed_bytes_from_clients": 0, "relayed_bytes_to_clients": 0}
+        self._key_ids = {key_tag(key_id): key_id for key_id in settings.keys}
+        self._ledger = UsageLedger()
 
     # Life.
 
@@ -155,12 +179,36 @@ class TurnService:
     def stats(self) -> TurnStats:
         """Counters and live objects; after `close`, the last ones."""
         if self._endpoint is None or self._server is None:
-            return self._final or TurnStats({}, {})
-        counters = dict(self._usage)
-        counters |= {f"requests_{name}": count for name, count in self._server.counters.items()}
+            return self._final or TurnStats({}, {}, {})
+        counters = {f"requests_{name}": count for name, count in self._server.counters.items()}
         counters |= {f"plane_{name}": count for name, count in self._endpoint.plane_counters().items()}
         counters |= dict(self._endpoint.counters)
-        return TurnStats(counters, self._endpoint.live_counts())
+        live = [(self._party(a.credential.username), usage) for a, usage in self._server.allocations()]
+        return TurnStats(counters, self._endpoint.live_counts(), self._ledger.sums(live))
+
+    def allocations(self, key_id: str) -> list[AllocationStatus]:
+        """The live allocations of the credentials that were handed out under `key_id`."""
+        if self._server is None:
+            return []
+        now = self._clock()
+        found = []
+        for allocation, usage in self._server.allocations():
+            party = self._party(allocation.username)
+            if party.key_id == key_id:
+                found.append(
+                    AllocationStatus(
+                        allocation.username,
+                        party.identifier,
+                        allocation.five_tuple.transport.value,
+                        allocation.five_tuple.client,
+                        tuple(relay.external for relay in allocation.relays),
+                        max(0.0, allocation.expires_at - now),
+                        sum(len(relay.permissions.live(now)) for relay in allocation.relays),
+                        len(allocation.channels.live(now)),
+                        usage,
+                    )
+                )
+        return found
 
     def live_counts(self) -> dict[str, int]:
         """Live objects by kind; all 0 after `close`."""
@@ -224,6 +272,11 @@ class TurnService:
             turn.append(f"turns:{host}:{endpoint.tls_port}?transport=tcp")
         return tuple(stun), tuple(turn)
 
+    def _party(self, username: str) -> Party:
+        """Who answers for a credential. Those of users and shared secrets have no key, and no identifier here."""
+        found = self._issuer.party_of(username)
+        return Party("", "") if found is None else Party(self._key_ids.get(found[0], ""), found[1])
+
     # Building.
 
     def _running(self) -> TurnEndpoint:
@@ -281,11 +334,11 @@ class TurnService:
         """The audit log (X22): identity, addresses, bytes; off unless the operator turns that logger on."""
         name = event.username.encode("unicode_escape").decode()
         match event:
-            case AllocationCreated(five_tuple, _, relayed):
+            case AllocationCreated(five_tuple, username, relayed):
+                self._ledger.open(self._party(username))
                 audit.info("allocated user=%s client=%s relay=%s", name, five_tuple, ",".join(map(str, relayed)))
-            case AllocationClosed(five_tuple, _, reason, usage):
-                self._usage["relayed_bytes_from_clients"] += usage.bytes_from_client
-                self._usage["relayed_bytes_to_clients"] += usage.bytes_to_client
+            case AllocationClosed(five_tuple, username, reason, usage):
+                self._ledger.close(self._party(username), usage)
                 audit.info(
                     "closed user=%s client=%s reason=%s from_client=%d to_client=%d",
                     name, five_tuple, reason.value, usage.bytes_from_client, usage.bytes_to_client,

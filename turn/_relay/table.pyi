@@ -27,6 +27,9 @@ class RelayTable:
     def close_relay(self, handle: int) -> tuple[int, int, int, int]:
         """Free everything of it. Returns bytes and packets from the client, bytes and packets to it."""
 
+    def usage(self, handle: int) -> tuple[int, int, int, int]:
+        """The same, while it lives."""
+
     def start_relay(self, handle: int, worker: int, listener: int, host: str, port: int, user: int) -> None:
         """Let it serve the client at this address of this listener; `user` shares a bandwidth limit."""
 

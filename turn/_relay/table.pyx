@@ -134,6 +134,16 @@ cdef class RelayTable:
         self.free_count += 1
         return usage
 
+    def usage(self, uint64_t handle):
+        cdef Relay *relay = self.find(handle)
+        cdef int worker
+        with nogil:
+            worker = self.lock_of(relay)
+        usage = (relay.usage[0], relay.usage[1], relay.usage[2], relay.usage[3])
+        with nogil:
+            self.unlock_of(worker)
+        return usage
+
     def start_relay(self, uint64_t handle, int worker, uint32_t listener, str host, int port, uint64_t user):
         cdef Relay *relay = self.find(handle)
         cdef Address client
