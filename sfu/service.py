@@ -14,7 +14,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
@@ -432,9 +433,19 @@ class Sfu:
         now = self._clock()
         for session_id in self._deadlines.due(now):
             if (entry := self._entries.get(session_id)) is not None:
-                entry.session.handle_timeout(now)
-                self._follow(entry, now)
+                with self._step(entry, now):
+                    entry.session.handle_timeout(now)
         self._set_timer(now)
+
+    @contextmanager
+    def _step(self, entry: _Entry, now: float) -> Iterator[None]:
+        """One step that no request waits for. A mistake of ours ends the session it hit, not the others'."""
+        try:
+            yield
+        except Exception:
+            _log.exception("session %s: closing after an internal error", entry.session.id)
+            entry.session.close("internal error", now)
+        self._follow(entry, now)
 
     # -- what the plane hands up ----------------------------------------------------------------------------------
 
@@ -448,8 +459,8 @@ class Sfu:
             _, transport, path, data, _ = cast("tuple[int, int, Path, bytes, float]", upcall)
             entry = self._by_transport.get(transport)
             if entry is not None:
-                entry.session.receive_dtls(data, path, now)
-                self._follow(entry, now)
+                with self._step(entry, now):
+                    entry.session.receive_dtls(data, path, now)
         else:
             self._receive_track_upcall(upcall, now)
 
@@ -457,11 +468,11 @@ class Sfu:
         verdict = self._gate.receive_datagram(data, path, now)
         if isinstance(verdict, Check):
             entry = self._by_agent[verdict.agent]
-            reply = self._gate.limit_errors(entry.session.receive_check(verdict, path, now), data, path, now)
-            # The reply first: a DTLS flight that follows finds the peer's pair valid.
-            if reply is not None:
-                self._running.send_datagram(reply, path)
-            self._follow(entry, now)
+            with self._step(entry, now):
+                reply = self._gate.limit_errors(entry.session.receive_check(verdict, path, now), data, path, now)
+                # The reply first: a DTLS flight that follows finds the peer's pair valid.
+                if reply is not None:
+                    self._running.send_datagram(reply, path)
         elif verdict is not None:
             self._running.send_datagram(verdict, path)
 

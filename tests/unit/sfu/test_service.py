@@ -255,6 +255,27 @@ class TestConnect:
         world.advance(1.0)
         assert await client.check(nominate=True) is not None
 
+    async def test_ice_restart_in_the_middle_of_the_handshake(self, world: World) -> None:
+        """Table 17 row 18."""
+        client = await world.client()
+        await client.publish("0", "camera")
+        await client.check(nominate=True)
+        client.dtls = DtlsAssociation(CERTIFICATE, is_client=True, now=0.0)
+        (hello,) = client.dtls.datagrams_to_send()
+        world.plane.push(dataplane.DTLS, client.transport, PATH, hello, 0.0)
+        await world.settle()
+        flight = world.plane.take_sent()
+        for ufrag in ("again", "and again"):
+            client.peer.sections = [dataclasses.replace(s, ice_ufrag=ufrag) for s in client.peer.sections]
+            answer = await world.sfu.renegotiate(APP, client.id, SessionDescription("offer", client.peer.offer()))
+            assert answer is not None
+            client.remote = sdp.parse(answer.sdp).sections[0]
+        assert await client.check(nominate=True) is not None
+        world.plane.sent = flight
+        client.receive_sent()
+        await client.carry()
+        assert client.state == "connected"
+
     async def test_media_moves_with_use_candidate(self, world: World) -> None:
         """ICE-5: no handshake, no other change."""
         client = await world.client()
@@ -365,6 +386,38 @@ class TestConsent:
         with pytest.raises(SessionGone):
             world.sfu.tracks_of(APP, old.id)
         assert world.sfu.tracks_of(APP, young.id) == ()
+
+
+class TestOwnMistakes:
+    async def test_end_the_session_they_hit_and_no_other(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hit, spared = await world.client(), await world.client()
+        await hit.publish("0", "camera")
+        await spared.publish("0", "camera")
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(world.sfu._entries[hit.id].session, "receive_check", broken)
+        assert await hit.check() is None
+        with pytest.raises(SessionGone):
+            world.sfu.tracks_of(APP, hit.id)
+        assert await spared.check() is not None
+        assert "internal error" in caplog.text
+
+    async def test_in_a_timer_leave_the_others_their_deadlines(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hit, spared = await world.client(), await world.client()
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(world.sfu._entries[hit.id].session, "handle_timeout", broken)
+        world.advance(300.0)
+        assert world.sfu.live_counts()["sessions"] == 0
+        assert spared.id not in world.sfu._entries
 
 
 class TestPullWaits:
