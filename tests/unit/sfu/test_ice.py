@@ -3,6 +3,8 @@ from __future__ import annotations
 import secrets
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sfu.ice import (
     ADDRESSES_MAX,
@@ -149,6 +151,20 @@ class TestChecks:
     def test_malformed_is_dropped_or_400(self, agent: Agent, data: bytes) -> None:
         """Table 17 row 1."""
         assert code(agent.receive(data)) in (None, 400)
+
+    @given(st.data())
+    @settings(max_examples=200, deadline=None)
+    def test_no_mutation_of_a_check_gets_in(self, data: st.DataObject) -> None:
+        """Before MESSAGE-INTEGRITY each bit counts: nothing but the original selects a tuple."""
+        agent = Agent()
+        original = check(agent.agent.local, nominate=True)
+        mutated = bytearray(original)
+        for _ in range(data.draw(st.integers(1, 4))):
+            mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+        if data.draw(st.booleans()):
+            mutated[-4:] = stun.fingerprint(bytes(mutated[:-8])).to_bytes(4, "big")
+        assert code(agent.receive(bytes(mutated))) in (None, 0, 400, 401, 420, 487)
+        assert agent.agent.selected is None or mutated[:-8] == original[:-8]
 
 
 class TestSelection:
