@@ -26,6 +26,7 @@ from sfu import codecs as codec_rules
 from sfu.errors import (
     InvalidParams,
     InvalidSessionDescription,
+    LimitExceeded,
     TrackAlreadyClosed,
     TrackEmpty,
     TrackError,
@@ -216,7 +217,13 @@ class Session:
         if not sources:
             return TracksResult(tuple(result for result in results if result is not None))
         additions = [self._addition_for(source) for _, source in sources]
-        draft = self._take_offer(additions, now)
+        try:
+            draft = self._take_offer(additions, now)
+        except LimitExceeded as error:
+            # Rule 4: whatever is wrong with a pull is told per item.
+            for index, _ in sources:
+                results[index] = _failure(requests[index], TrackError(error.description))
+            return TracksResult(tuple(result for result in results if result is not None))
         for (index, source), mid, addition in zip(sources, draft.added, additions, strict=True):
             assert addition.outgoing is not None
             self.media.pull(mid, source, addition.outgoing, requests[index].simulcast)

@@ -38,7 +38,7 @@ class TrackStats:
 class SessionStats:
     """One session, for an operator or the stats panel of a page."""
 
-    transport_state: str  # new, connecting, connected, disconnected, failed, closed
+    transport_state: str  # new, connecting, connected or disconnected
     address_family: str | None  # "ipv4" or "ipv6" of the selected tuple
     transport: Mapping[str, int | float]  # the plane's counters, rtt among them
     tracks: tuple[TrackStats, ...]

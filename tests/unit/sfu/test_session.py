@@ -383,6 +383,16 @@ class TestPull:
         stranger = Client(make_session, "x", app="another app")
         assert errors(stranger.pull(remote(publisher.session, "camera"))) == ["not_found_track_error"]
 
+    def test_more_sections_than_a_description_holds_is_an_item_error(
+        self, publisher: Client, subscriber: Client
+    ) -> None:
+        for _ in range(4):
+            assert set(errors(subscriber.pull(*[remote(publisher.session, "camera")] * 64))) == {None}
+        result = subscriber.pull(remote(publisher.session, "camera"))
+        assert errors(result) == ["track_error"]
+        assert result.session_description is None
+        assert not subscriber.session.offer_outstanding
+
     def test_payload_types_keep_their_meaning_in_the_session(
         self, make_session: MakeSession, subscriber: Client, plane: FakePlane
     ) -> None:
