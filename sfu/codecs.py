@@ -133,6 +133,21 @@ def _h264_profile(profile_level_id: str) -> str:
     return f"{idc:02x}{iop & 0x0C:02x}" if idc == 0x64 else f"{idc:02x}"
 
 
+def first_of_each(codecs: Iterable[sdp.Codec]) -> tuple[sdp.Codec, ...]:
+    """The first variant of each codec with its RTX: what a publisher sends unless it is told otherwise.
+
+    A browser lists up to a dozen variants; repeating all of them for every pulled track would fill the description of
+    a large meeting with lines that nobody uses.
+    """
+    codecs = tuple(codecs)
+    first: dict[str, int] = {}
+    for codec in codecs:
+        if codec.apt is None:
+            first.setdefault(codec.name.lower(), codec.payload_type)
+    chosen = set(first.values())
+    return tuple(codec for codec in codecs if codec.payload_type in chosen or codec.apt in chosen)
+
+
 def rtx_of(codecs: Iterable[sdp.Codec]) -> dict[int, int]:
     """Payload type to that of its RTX."""
     return {codec.apt: codec.payload_type for codec in codecs if codec.apt is not None}

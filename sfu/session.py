@@ -278,7 +278,7 @@ class Session:
     def _addition_for(self, source: LocalTrack) -> Addition:
         return Addition(
             kind=source.kind,
-            codecs=source.codecs,
+            codecs=codec_rules.first_of_each(source.codecs),
             extensions=tuple(codec_rules.offered_extension_uris(source.extensions)),
             outgoing=self.media.new_outgoing(source.kind, source.session_id),
         )

@@ -37,7 +37,7 @@ class SfuSettings:
     calls_per_session_per_s: int = 50
     """For the HTTP routes, which count the calls."""
     sessions_max: int = 20_000
-    sdp_bytes_max: int = 256 * 1024
+    sdp_bytes_max: int = 512 * 1024
     track_name_bytes_max: int = 1024
     event_queue_max: int = 1024
     """Events kept for one listener; a slower one loses the oldest."""

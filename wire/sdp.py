@@ -17,7 +17,7 @@ from typing import Final
 
 from wire.errors import SdpError
 
-BYTES_MAX: Final = 256 * 1024
+BYTES_MAX: Final = 512 * 1024  # `SECTIONS_MAX` sections as a browser answers them
 LINE_BYTES_MAX: Final = 2048
 LINES_MAX: Final = 16 * 1024
 SECTIONS_MAX: Final = 256

@@ -4,7 +4,9 @@ import pytest
 
 from sfu import codecs
 from sfu._dataplane import plane
-from tests.support.sdp_offers import H264, OPUS, VP8, VP8_RTX, load
+from sfu.negotiation import Negotiation
+from sfu.sections import Addition, LocalParameters, Outgoing
+from tests.support.sdp_offers import FINGERPRINT, H264, OPUS, VP8, VP8_RTX, load
 from wire import sdp
 from wire.sdp import Codec
 
@@ -67,6 +69,27 @@ class TestSupported:
     def test_dependency_descriptor_is_never_agreed(self) -> None:
         """COD-3: we do not rewrite it."""
         assert not [uri for uri in codecs.EXTENSIONS if "dependency-descriptor" in uri]
+
+
+class TestFirstOfEach:
+    def test_one_variant_of_each_codec_with_its_rtx(self) -> None:
+        video = codecs.supported(sdp.parse(load("chrome-156-publish")).sections[1].codecs, "video")
+        chosen = codecs.first_of_each(video)
+        assert [c.name for c in chosen if c.apt is None] == ["VP8", "H264", "AV1", "VP9"]
+        assert {c.apt for c in chosen if c.apt is not None} == {c.payload_type for c in chosen if c.apt is None}
+
+    def test_sixty_four_cameras_fit_into_half_a_description(self) -> None:
+        """SDP-10 bounds the client's answer too: a batch of pulls must not make it too long."""
+        video = codecs.supported(sdp.parse(load("chrome-156-publish")).sections[1].codecs, "video")
+        extensions = tuple(codecs.EXTENSIONS)
+        additions = [
+            Addition(
+                "video", codecs.first_of_each(video), extensions, outgoing=Outgoing(n + 1, n + 1000, "c", "s", "t")
+            )
+            for n in range(64)
+        ]
+        local = LocalParameters("u" * 24, "p" * 32, FINGERPRINT, sdp.Setup.ACTPASS, ())
+        assert len(Negotiation().offer(additions, local).sdp) < sdp.BYTES_MAX / 2
 
 
 class TestPlaneView:

@@ -120,7 +120,7 @@ class TestRefusals:
             (HEAD + "a=" + "x" * 3000, "line above"),
             (HEAD + "a=x\n" * 20_000, "too many lines"),
             (HEAD + "x" * 11_000_000, "size limit"),
-            (HEAD + "a=" + "é" * 140_000, "size limit"),
+            (HEAD + "a=" + "é" * 280_000, "size limit"),
             (HEAD + "m=video 9 UDP/TLS/RTP/SAVPF 96\n" * 257, "too many media sections"),
             (HEAD + "m=video 9\n", "m-line"),
             (HEAD + "m=video -1 UDP/TLS/RTP/SAVPF 96\n", "port"),
