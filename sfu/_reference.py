@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from wire import rtp
+from wire import rtp, transport_cc
 from wire.errors import RtpError
 from wire.rtp import HeaderExtension
 
@@ -255,6 +255,64 @@ class ResendLedger:
         entry.resends += 1
         entry.last_at = now
         return entry.source_seq
+
+
+class ArrivalLog:
+    """When each transport-wide number arrived, and what is to be told of it (TCC-1, TCC-2)."""
+
+    WINDOW = 2048
+    LATE_MAX = 0.5
+    SILENT_STRETCH = 400
+
+    def __init__(self) -> None:
+        self._highest = -1
+        self._next = 0
+        self._arrivals: dict[int, float] = {}
+        self._last_at = 0.0
+        self._has_news = False
+        self._feedback_count = 0
+
+    def receive(self, seq: int, now: float) -> None:
+        """Note the arrival of a 16-bit number."""
+        if self._highest < 0:
+            self._highest = self._next = number = (1 << 16) + seq
+        else:
+            number = self._highest + ((seq - self._highest + 0x8000) & 0xFFFF) - 0x8000
+        if number <= self._highest - self.WINDOW or number in self._arrivals:
+            return
+        if number >= self._highest + self.WINDOW:
+            self._next = number
+        elif number < self._next:
+            if now - self._last_at > self.LATE_MAX:
+                return
+            self._next = number
+        self._highest = max(self._highest, number)
+        self._arrivals[number] = self._last_at = now
+        self._arrivals = {n: at for n, at in self._arrivals.items() if n > self._highest - self.WINDOW}
+        self._next = max(self._next, self._highest - self.WINDOW + 1)
+        self._has_news = True
+
+    def feedback(self, sender_ssrc: int, media_ssrc: int) -> list[bytes]:
+        """The reports due."""
+        if not self._has_news:
+            return []
+        stretches: list[tuple[int, list[tuple[int, int]]]] = []  # first number to report on, and its arrivals
+        last = self._next - 1
+        for number in range(self._next, self._highest + 1):
+            if number in self._arrivals:
+                silent = number - last > self.SILENT_STRETCH
+                if silent or not stretches:
+                    stretches.append((number if silent else last + 1, []))
+                stretches[-1][1].append((number, round(self._arrivals[number] * 1e6)))
+                last = number
+        packets: list[bytes] = []
+        for base, arrivals in stretches:
+            reports = transport_cc.build(sender_ssrc, media_ssrc, self._feedback_count, arrivals, base_seq=base)
+            packets += (report.serialize() for report in reports)
+            self._feedback_count = (self._feedback_count + len(reports)) & 0xFF
+        self._next = last + 1
+        self._has_news = False
+        return packets
 
 
 class Extension(IntEnum):

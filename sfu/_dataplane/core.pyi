@@ -85,6 +85,21 @@ class ResendLedger:
         Too old: first sent 2 s ago or more. Suppressed: 5 resends done, or less than max(min(0.9 rtt, rtt - 5 ms), 5 ms)
         since it was sent last. A number given counts as resent."""
 
+class ArrivalLog:
+    """When each transport-wide number of a peer arrived, and what to tell it (TCC-1, TCC-2). Reaches 2048 numbers back.
+
+    Duplicates are ignored. A late number opens again what was reported from it on, within 500 ms of the last arrival;
+    after that it is ignored.
+    """
+
+    def receive(self, seq: int, now: float) -> None:
+        """An authenticated packet carried this 16-bit number. `now` is positive."""
+
+    def feedback(self, sender_ssrc: int, media_ssrc: int) -> list[bytes]:
+        """RTCP packets on all numbers since the last ones, up to the highest; none when nothing arrived since.
+
+        A stretch of 400 or more that did not arrive is left out."""
+
 def rewrite(
     packet: bytes,
     *,

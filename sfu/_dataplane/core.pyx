@@ -9,7 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from sfu._dataplane cimport cache as c
-from sfu._dataplane cimport keyframe, ledger, loss, packet as rtp, sequence
+from sfu._dataplane cimport keyframe, ledger, loss, packet as rtp, sequence, twcc
 
 
 cdef int64_t microseconds(double seconds):
@@ -137,6 +137,28 @@ cdef class ResendLedger:
             raise ValueError(f"seq {seq} is not 16 bit")
         answer = ledger.ledger_ask(&self.state, <uint16_t>seq, microseconds(now), microseconds(rtt), &found)
         return answer if found == NULL else found.source_seq
+
+
+cdef class ArrivalLog:
+    cdef twcc.TwccLog state
+
+    def __cinit__(self):
+        twcc.twcc_init(&self.state)
+
+    def receive(self, int seq, double now):
+        if not 0 <= seq <= 0xFFFF:
+            raise ValueError(f"seq {seq} is not 16 bit")
+        twcc.twcc_record(&self.state, <uint16_t>seq, microseconds(now))
+
+    def feedback(self, int64_t sender_ssrc, int64_t media_ssrc):
+        cdef uint8_t packet[1300]
+        cdef int size
+        packets = []
+        while True:
+            size = twcc.twcc_write(&self.state, packet, <uint32_t>sender_ssrc, <uint32_t>media_ssrc)
+            if size == 0:
+                return packets
+            packets.append(PyBytes_FromStringAndSize(<char *>packet, size))
 
 
 def rewrite(
