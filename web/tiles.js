@@ -11,6 +11,7 @@ export class Tile {
   #name = element("span", "name");
   #numbers = element("p", "numbers");
   #muted = icon("i-mic-off");
+  #mine;
 
   /**
    * @param kind "camera" or "screen"
@@ -31,7 +32,7 @@ export class Tile {
 
     this.#video.autoplay = true;
     this.#video.playsInline = true;
-    this.#video.muted = mine;
+    this.#mine = mine;
     this.#video.srcObject = this.#stream;
     this.#video.addEventListener("resize", () => this.root.classList.add("flowing"));
 
@@ -56,13 +57,18 @@ export class Tile {
     return this.play();
   }
 
+  /** Play aloud, or in silence where the browser wants a gesture first: then it resolves to false. */
   async play() {
+    this.#video.muted = this.#mine;
     try {
       await this.#video.play();
-      return true;
     } catch (error) {
-      return error.name !== "NotAllowedError";
+      if (error.name !== "NotAllowedError") return true; // replaced by a newer track meanwhile
+      this.#video.muted = true;
+      this.#video.play().catch(() => {});
+      return false;
     }
+    return true;
   }
 
   /** Numbers of the last second; either may be missing. */

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.browser import only_loopback
 from tests.support.server import running_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,6 +29,7 @@ async def output(process: Process) -> str:
     return out.decode()
 
 
+@pytest.mark.skipif(only_loopback(), reason="aiortc gathers no candidate on loopback")
 async def test_one_track_is_forwarded_and_its_events_are_recorded() -> None:
     async with running_server() as server:
         recorder = await start("record_events.py", "--server", server.url, "--count", "4")

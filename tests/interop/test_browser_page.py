@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -179,6 +180,27 @@ class TestTrouble:
             await join(bob, "denied", "Bob")
             await frames_advance(bob)
 
+    async def test_held_back_sound_is_a_press_away_and_the_picture_plays_meanwhile(self, server: Server) -> None:
+        """A tab that a browser restores joins again, but nobody has touched it yet, and so it must be silent."""
+        restored = {"room": "silence", "name": "Bob", "source": "synthetic"}
+        async with (
+            chromium("--autoplay-policy=document-user-activation-required") as browser,
+            open_page(browser, server.url) as ada,
+            open_page(browser, server.url) as bob,
+        ):
+            await join(ada, "silence", "Ada")
+            await bob.add_init_script(f"sessionStorage.setItem('torpor.call', '{json.dumps(restored)}')")
+            await bob.add_init_script(LOG_REFUSED_PLAY)
+            # Whatever Playwright evaluates counts as a gesture, so nothing may be asked of the page before.
+            async with bob.expect_console_message(lambda message: message.text == "NotAllowedError"):
+                await bob.reload()
+            await expect(bob.locator("#unblock")).to_be_visible()
+            await frames_advance(bob)
+            await bob.locator("#unblock").click()
+            await expect(bob.locator("#unblock")).to_be_hidden()
+            aloud = "!document.querySelector('.tile:not(.mine) video').muted"
+            await until("a tile that is not muted", lambda: bob.evaluate(aloud))
+
     async def test_a_refusal_is_shown_in_words(self, browser: Browser, server: Server) -> None:
         async with httpx.AsyncClient(base_url=server.url) as client, open_page(browser, server.url) as page:
             for number in range(24):
@@ -224,6 +246,15 @@ class TestTrouble:
                     await expect(page.get_by_role("status")).to_have_text("Connected")
                 await stack.aclose()
 
+
+LOG_REFUSED_PLAY = """
+const play = HTMLMediaElement.prototype.play;
+HTMLMediaElement.prototype.play = function () {
+  const started = play.call(this);
+  started.catch(({ name }) => console.log(name));
+  return started;
+};
+"""
 
 # Gone from one moment to the next; closing does not fire the event that a failure does.
 BREAK_TRANSPORT = """

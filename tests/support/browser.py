@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from socket import AF_INET
 from typing import Any, TypeVar
 
 import psutil
@@ -50,13 +52,21 @@ async () => {
 T = TypeVar("T")
 
 
+def only_loopback() -> bool:
+    """Whether this machine, or network namespace, has no other IPv4 address than loopback's."""
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    addresses = [
+        a.address for name, of in psutil.net_if_addrs().items() if name in up for a in of if a.family == AF_INET
+    ]
+    return all(ip_address(address).is_loopback for address in addresses)
+
+
 def loopback_flags() -> list[str]:
     """Chromium gathers no candidate on loopback, and needs none: from any other interface it reaches 127.0.0.1 too.
 
-    Only where loopback is the one interface, as in an empty network namespace, it has to be told to use it.
+    Only where there is no other it has to be told.
     """
-    interfaces = {name for name, state in psutil.net_if_stats().items() if state.isup and name != "lo"}
-    return [] if interfaces else ["--allow-loopback-in-peer-connection"]
+    return ["--allow-loopback-in-peer-connection"] if only_loopback() else []
 
 
 @asynccontextmanager
