@@ -45,7 +45,7 @@ cdef struct Cache:
     int64_t highest         # -1: empty
     int64_t age_max
     Pages *retired
-    bint crowded            # something younger than `age_max` was overwritten since asked last
+    bint crowded            # at the present rate packets will be overwritten before `age_max`: grow
 
 
 cdef inline Pages *pages_new(uint32_t slot_count, uint64_t bytes) noexcept nogil:
@@ -167,12 +167,12 @@ cdef inline bint cache_store(Cache *c, int64_t ext_seq, const uint8_t *data, int
         return False
     if ext_seq <= c.highest - <int64_t>p.slot_count:
         return False
-    if slot.ext_seq >= 0:
-        if slot.ext_seq == ext_seq and slot_alive(p, slot):
-            return False
-        # The slot a full table away, and the bytes a full ring away, go together at a steady rate.
-        if now - slot.arrived < c.age_max:
-            c.crowded = True
+    if slot.ext_seq == ext_seq and slot_alive(p, slot):
+        return False
+    # What is half a table old should be half the age old; looking there leaves half a table's time to grow.
+    slot = &p.slots[(ext_seq + (p.slot_count >> 1)) & (p.slot_count - 1)]
+    if slot.ext_seq >= 0 and 2 * (now - slot.arrived) < c.age_max:
+        c.crowded = True
     pages_put(p, ext_seq, data, size, now)
     if ext_seq > c.highest:
         c.highest = ext_seq

@@ -145,6 +145,7 @@ cdef struct Stream:
     LossList loss
     Cache cache
     uint64_t cache_bytes
+    int64_t grow_after          # us: the cache was refused growth before
     SourceClock clock
     int64_t last_packet         # us, 0: never
     uint32_t last_timestamp

@@ -30,7 +30,7 @@ cdef struct Sent:
 cdef struct Ledger:
     int64_t highest         # -1 before the first
     int slots               # power of two
-    bint crowded            # an entry younger than RESEND_AGE_MAX was overwritten since asked last
+    bint crowded            # at the present rate entries will be overwritten before RESEND_AGE_MAX: grow
     Sent *entries
 
 
@@ -65,7 +65,8 @@ cdef inline Sent *ledger_find(Ledger *l, int64_t out_seq) noexcept nogil:
 cdef inline Sent *ledger_sent(Ledger *l, int64_t out_seq, int64_t source_seq, int64_t now, bint padding) noexcept nogil:
     """Note a first send; the caller fills the as-sent fields it needs for a resend."""
     cdef Sent *entry = ledger_slot(l, out_seq)
-    if entry.out_seq >= 0 and <uint32_t>now - entry.first_sent < <uint32_t>RESEND_AGE_MAX:
+    cdef Sent *older = ledger_slot(l, out_seq + (l.slots >> 1))
+    if older.out_seq >= 0 and <uint32_t>now - older.first_sent < <uint32_t>RESEND_AGE_MAX // 2:
         l.crowded = True
     entry.out_seq = out_seq
     entry.source_seq = source_seq

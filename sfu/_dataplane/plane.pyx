@@ -20,6 +20,7 @@ from sfu._dataplane cimport graph, keyframe, packet, tables, upcalls
 from sfu._dataplane.arguments cimport fill_cname, fill_mid, fill_payload_types, fill_rid, fill_template, fill_track
 from sfu._dataplane.binding cimport bind_media
 from sfu._dataplane.cache cimport cache_clear
+from sfu._dataplane.deliver cimport deliver_ring
 from sfu._dataplane.figures cimport (
     batch_figures, forwarder_figures, latency_figures, plane_figures, stream_figures, transport_figures,
 )
@@ -34,12 +35,12 @@ from sfu._dataplane.link cimport (
     forwarder_free, home, relocate, remove_forwarder_links, remove_track_links, remove_tuple, remove_tuples, stream_new,
     track_free,
 )
-from sfu._dataplane.machine cimport clock_us, exchange_int, fence, load_u32, store_int, store_u32
+from sfu._dataplane.machine cimport clock_us, exchange_int, fence, store_int
 from sfu._dataplane.ops cimport list_add, signal_fd, unschedule, wake
 from sfu._dataplane.sequence cimport map_init
 from sfu._dataplane.setup cimport free_state, make_threads
 from sfu._dataplane.worker cimport lock_graph, run_thread, unlock_graph
-from wire._batch.udp cimport Address, enable_gro, format_address, parse_address, same_address
+from wire._batch.udp cimport Address, enable_gro, parse_address, same_address
 
 STUN = upcalls.UP_STUN
 DTLS = upcalls.UP_DTLS
@@ -265,39 +266,12 @@ cdef class Plane:
         store_int(&self.state.upcall_pending, 0)
         fence()
         for i in range(self.state.thread_count):
-            self._drain_ring(&self.state.threads[i].owned, out, limit)
+            deliver_ring(&self.state.threads[i].owned, out, limit)
         for i in range(self.state.thread_count):
-            self._drain_ring(&self.state.threads[i].strangers, out, limit)
+            deliver_ring(&self.state.threads[i].strangers, out, limit)
         if len(out) >= limit and exchange_int(&self.state.upcall_pending, 1) == 0:
             signal_fd(self.state.upcall_fd)
         return out
-
-    cdef int _drain_ring(self, upcalls.UpcallRing *ring, list out, int limit) except -1:
-        cdef upcalls.UpcallRecord *record
-        cdef uint32_t head = load_u32(&ring.head)
-        cdef uint32_t at
-        while ring.tail != head and len(out) < limit:
-            at = ring.tail & (ring.capacity - 1)
-            record = <upcalls.UpcallRecord *>(ring.bytes + at)
-            if record.size == 0:
-                store_u32(&ring.tail, ring.tail + ring.capacity - at)
-                continue
-            out.append(self._upcall(record))
-            store_u32(&ring.tail, ring.tail + record.size)
-        return 0
-
-    cdef tuple _upcall(self, upcalls.UpcallRecord *record):
-        if record.kind == upcalls.UP_STUN or record.kind == upcalls.UP_DTLS:
-            host, port = format_address(&record.source)
-            data = PyBytes_FromStringAndSize(<char *>record + sizeof(upcalls.UpcallRecord), record.data_size)
-            return (record.kind, record.id, (record.socket_index, host, port), data, record.received / 1e6)
-        if record.kind == upcalls.UP_STREAM_STARTED:
-            return (record.kind, record.id, record.rid.decode(), record.ssrc)
-        if record.kind == upcalls.UP_KEYFRAME_MISSING:
-            return (record.kind, record.id, record.rid.decode())
-        if record.kind == upcalls.UP_BYE:
-            return (record.kind, record.id, record.ssrc)
-        return (record.kind, record.id)
 
     def send_datagram(self, bytes data, path):
         index, host, port = path

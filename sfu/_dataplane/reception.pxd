@@ -26,12 +26,12 @@ cdef enum:
     REPORT_INTERVAL_VIDEO = 1000000
     REPORT_INTERVAL_AUDIO = 5000000
     CACHE_SLOTS_VIDEO = 256     # at first; timers grow it
-    CACHE_BYTES_VIDEO = 262144
+    CACHE_BYTES_VIDEO = 327680  # 1280 a slot
     CACHE_AGE_VIDEO = 2000000   # us
     CACHE_SLOTS_AUDIO = 64
     CACHE_BYTES_AUDIO = 8192
     CACHE_AGE_AUDIO = 1000000
-    GROWTH_DELAY = 50000        # us
+    GROWTH_DELAY = 10000        # us
 
 
 cdef inline void count_reception(Thread *t, Stream *s, const RtpView *view, int64_t ext_seq, int size) noexcept nogil:
@@ -166,7 +166,7 @@ cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, in
             count_drop(t, DROP_DUPLICATE)
             return
         cache_store(&s.cache, ext_seq, data, size, t.now)
-        if s.cache.crowded:
+        if s.cache.crowded and t.now >= s.grow_after:
             schedule(t, from_, t.now + GROWTH_DELAY)
     job.ext_seq = ext_seq
     job.received = t.now

@@ -31,9 +31,9 @@ cdef enum:
     NACK_RTT_DEFAULT = 100000
     REPORT_TOGETHER = 200000    # reports due within this join the datagram at hand
     REPORT_BLOCKS_MAX = 31
-    GROWTH_INTERVAL = 50000
+    GROWTH_INTERVAL = 10000     # us
+    GROWTH_REFUSED = 1000000    # us before asking again when the plane's total is used up
     CACHE_SLOTS_MAX = 8192
-    CACHE_SLOT_BYTES = 1024     # bytes per slot that pages grow by
 
 
 cdef inline int64_t earlier(int64_t a, int64_t b) noexcept nogil:
@@ -201,12 +201,14 @@ cdef inline void grow_cache(Thread *t, Stream *s) noexcept nogil:
     cdef uint64_t bytes
     if s.cache.retired != NULL:
         free_retired(t, s)
-    if p == NULL or not s.cache.crowded or s.cache.retired != NULL or p.slot_count >= CACHE_SLOTS_MAX:
+    if p == NULL or not s.cache.crowded or s.cache.retired != NULL or t.now < s.grow_after:
         return
     bytes = 2 * p.bytes
-    if add_i64(&t.plane.cache_bytes, <int64_t>bytes) > t.plane.cache_bytes_max:
-        add_i64(&t.plane.cache_bytes, -<int64_t>bytes)
+    if p.slot_count >= CACHE_SLOTS_MAX or add_i64(&t.plane.cache_bytes, <int64_t>bytes) > t.plane.cache_bytes_max:
+        if p.slot_count < CACHE_SLOTS_MAX:
+            add_i64(&t.plane.cache_bytes, -<int64_t>bytes)
         s.cache.crowded = False
+        s.grow_after = t.now + GROWTH_REFUSED
         return
     if cache_grow(&s.cache, 2 * p.slot_count, bytes):
         s.cache_bytes += bytes

@@ -146,6 +146,44 @@ class TestAnsweringSubscribers:
             assert subscriber.rtp[4].payload[2:] == subscriber.rtp[1].payload
 
 
+    def test_cache_and_ledger_grow_with_the_stream(self, plane: Plane) -> None:
+        """CACHE-1: a packet of a second ago is served, however many came since."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher)
+            pull_video(subscriber, track, rtx=7778)
+            source = VideoSource(publisher, 1111)
+            before = plane.stats()["cache_bytes"]
+            for turn in range(12):
+                source.send(key=turn == 0, size=100, length=1000)
+                subscriber.wait(lambda turn=turn: len(subscriber.rtp) == 100 * (turn + 1))  # type: ignore[misc]
+                subscriber.settle(0.02 if turn > 3 else 0.06)
+            old = subscriber.rtp[150]
+            subscriber.send_rtcp(nack(1, 7777, old.seq))
+            subscriber.wait(lambda: len(subscriber.rtp) == 1201)
+            assert subscriber.rtp[1200].payload[2:] == old.payload
+            subscriber.wait(lambda: plane.stats()["cache_bytes"] == plane.track_stats(track)[0]["cache_bytes"])
+            assert plane.track_stats(track)[0]["cache_bytes"] > before + 1_000_000
+            plane.remove_track(track)
+            assert plane.stats()["cache_bytes"] == before
+
+    def test_the_planes_total_bounds_every_cache(self) -> None:
+        plane = Plane(["127.0.0.1"], 0, cache_bytes_max=400_000)
+        plane.start()
+        try:
+            with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+                pull_video(subscriber, publish_video(publisher))
+                pull_video(subscriber, publish_video(publisher, 2222, mid="1"), 8888)
+                for ssrc in (1111, 2222):
+                    source = VideoSource(publisher, ssrc)
+                    for turn in range(6):
+                        source.send(key=turn == 0, size=100, length=1000)
+                        subscriber.settle(0.06)
+                assert len(subscriber.rtp) == 1200  # what is not cached is forwarded all the same
+                assert 0 < plane.stats()["cache_bytes"] <= 400_000
+        finally:
+            plane.close()
+
+
 class TestAskingPublishers:
     def test_a_gap_is_asked_for_and_the_repair_goes_out_on_its_reserved_number(self, plane: Plane) -> None:
         """NACK-2, RTX-1, SHLD-3."""
@@ -232,6 +270,26 @@ class TestAskingPublishers:
             first = subscriber.rtp[0].seq
             assert [p.seq - first for p in subscriber.rtp] == [0, 3, 1, 2]
             assert subscriber.drops() == {"drop_duplicate": 1}
+
+    def test_padding_that_comes_late_fills_its_reserved_number(self, plane: Plane) -> None:
+        """FWD-2, RX-3"""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            forwarder = pull_video(subscriber, publish_video(publisher), rtx=7778)
+            source = VideoSource(publisher, 1111)
+            source.send(key=True)
+            late = Rtp(96, source.seq, source.timestamp, 1111, padding=100)
+            source.seq += 1
+            source.send()
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            publisher.send(late)
+            subscriber.wait(lambda: len(subscriber.rtp) == 3)
+            first, second, filler = subscriber.rtp
+            assert (second.seq - first.seq, filler.seq - first.seq) == (2, 1)
+            assert (filler.payload, filler.payload_type) == (b"", 100)
+            assert filler.padding > 0
+            time.sleep(0.12)
+            subscriber.send_rtcp(nack(1, 7777, filler.seq))
+            subscriber.wait(lambda: plane.forwarder_stats(forwarder)["suppressed"] == 1)
 
     def test_rtx_probes_reach_nobody(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
