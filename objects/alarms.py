@@ -285,11 +285,15 @@ class AlarmScheduler:
         """Begin to look for due entries, those from before a restart included."""
         self._look()
 
-    async def stop(self) -> None:
-        """Fire nothing any more; wait for what runs and for what the store was told."""
+    def halt(self) -> None:
+        """Fire nothing any more; what runs goes on."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+
+    async def stop(self) -> None:
+        """Fire nothing any more; wait for what runs and for what the store was told."""
+        self.halt()
         while self.busy or self._firing:
             pending = [*self._tasks, *self._firing.values(), *([self._looking] if self._looking else [])]
             await asyncio.wait(pending)

@@ -15,11 +15,11 @@ that is not plain data, and writes the number it answers; the decoder hands that
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 
-from objects import errors
-from objects.errors import DecodeError, LimitExceeded, NotSerializable, ObjectError, RemoteError
+from objects.errors import DecodeError, LimitExceeded, NotSerializable
+from objects.failures import describe_error, rebuild_error
 
 VERSION = 1
 MAX_DEPTH = 200
@@ -35,39 +35,6 @@ _SAME, _REFERENCE = b"RC"
 _DOUBLE = struct.Struct(">d")
 _EPOCH = datetime(1, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
-
-_BUILTIN_ERRORS: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    ConnectionError,
-    EOFError,
-    Exception,
-    FileExistsError,
-    FileNotFoundError,
-    IndexError,
-    KeyError,
-    LookupError,
-    MemoryError,
-    NameError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    PermissionError,
-    RecursionError,
-    RuntimeError,
-    TimeoutError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-)
-_ERRORS: Mapping[str, Callable[[str], Exception]] = {kind.__name__: kind for kind in _BUILTIN_ERRORS} | {
-    name: kind
-    for name, kind in vars(errors).items()
-    # Only those that can be made from one message.
-    if isinstance(kind, type) and issubclass(kind, ObjectError) and kind is not RemoteError
-}
 
 
 def encode(value: object, *, limit: int | None = None, reference: Reference | None = None) -> bytes:
@@ -367,18 +334,3 @@ class _Decoder:
             raise DecodeError("cut short")
         self.at += count
         return self._data[self.at - count : self.at]
-
-
-def describe_error(error: BaseException) -> tuple[str, str]:
-    """Return the type name and message that stand for an exception on the wire."""
-    if isinstance(error, RemoteError):
-        return error.kind, error.message
-    # str(KeyError("a")) has quotes of its own, which would pile up at every hop.
-    only = error.args[0] if len(error.args) == 1 else None
-    return type(error).__name__, only if isinstance(only, str) else str(error)
-
-
-def rebuild_error(name: str, message: str) -> Exception:
-    """Return an exception of the named standard type, or a `RemoteError` that carries the name."""
-    kind = _ERRORS.get(name)
-    return kind(message) if kind is not None else RemoteError(name, message)

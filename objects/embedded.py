@@ -226,8 +226,6 @@ class LocalEngine:
             size = _log(path).stat().st_size
         except FileNotFoundError:
             return
-        # A log that has been folded keeps its size and is written from its start again: then this runs for little, but
-        # it runs beside the object, not in it.
         if size > CHECKPOINT_BYTES:
             self._checkpointing.add(path)
             self._workers.submit(self._checkpoint, path)
@@ -235,7 +233,6 @@ class LocalEngine:
     def _checkpoint(self, path: Path) -> None:
         try:
             with closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as connection:
-                connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 2}")
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error:
             # The log goes on growing and the next flush tries again; a damaged file shows in the object's own use.

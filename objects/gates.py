@@ -22,7 +22,6 @@ A broken gate stays broken; the instance it belongs to is finished.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -236,9 +235,15 @@ async def gated(coro: Coroutine[Any, Any, Any], gate: InputGate, section: Sectio
 
 
 def _discard(coro: Coroutine[Any, Any, Any]) -> None:
-    # Its `finally` may fail, or it may refuse to end: it does not run again anyway.
-    with contextlib.suppress(BaseException):
-        coro.close()
+    # Its `finally` may fail, or it may catch even this and go on: then once more, and it does not run again anyway.
+    for _ in range(3):
+        try:
+            coro.close()
+        except RuntimeError:
+            continue
+        except BaseException:
+            return
+        return
 
 
 class OutputGate:

@@ -32,8 +32,9 @@ from objects.errors import (
 )
 from objects.http import HttpResponse
 from objects.ids import ObjectId, ObjectKey
-from objects.instance import Event, Instance, State
+from objects.instance import Instance, State
 from objects.limits import Limits
+from objects.mailbox import Event
 from objects.namespace import ObjectClass, ObjectNamespace
 from objects.ports import (
     AlarmEntry,
@@ -111,12 +112,13 @@ class ObjectHost:
 
         Connections are left to their side: `detach` is called for each object, as when it hibernates.
         """
+        self.scheduler.halt()
         self._stopping = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         instances = list(self._instances.values())
         if instances:
-            drained = [asyncio.ensure_future(instance.drained()) for instance in instances]
+            drained = [asyncio.ensure_future(instance.take_leave("stopping")) for instance in instances]
             await asyncio.wait(drained, timeout=self.limits.stop_s)
             for waiting in drained:
                 waiting.cancel()
@@ -148,7 +150,7 @@ class ObjectHost:
         instance = self._instances.get(object_id.key)
         if instance is None:
             return False
-        await instance.drained()
+        await instance.take_leave("forced")
         if instance.state is not State.GONE:
             instance.hibernate()
         await instance.closed
@@ -192,14 +194,16 @@ class ObjectHost:
 
     def submit(self, object_id: ObjectId, event: Event) -> None:
         """Queue an event for an object, waking it if need be. Never raises: failures go to the event's reply."""
+        instance = self._instances.get(object_id.key)
         if self._stopping:
-            if event.reply is not None and not event.reply.done():
-                event.reply.set_exception(HostStopping("the server is stopping"))
-            if event.dispatched is not None:
-                asyncio.get_running_loop().call_soon(event.dispatched, Delivery.FAILED)
-            return
-        instance = self._instances.get(object_id.key) or self._wake(object_id, event.cause)
-        instance.submit(event)
+            _refuse(event, HostStopping("the server is stopping"), Delivery.FAILED)
+        elif instance is not None:
+            instance.submit(event)
+        elif event.refusable and len(self._instances) >= self.limits.instances:
+            self._namespaces[object_id.namespace].meter.overloads += 1
+            _refuse(event, QueueFull("too many objects are in memory"), Delivery.OVERLOADED)
+        else:
+            self._wake(object_id, event.cause).submit(event)
 
     def gone(self, instance: Instance) -> None:
         """An instance has left; the next event starts another one when it is closed."""
@@ -234,7 +238,7 @@ class ObjectHost:
         now = self.ports.clock.monotonic()
         for instance in list(self._instances.values()):
             if instance.can_evict(now):
-                instance.hibernate()
+                instance.leave_soon("evicted")
         self._sweep_timer = self.ports.clock.call_later(self.limits.sweep_s, self._sweep)
 
     # The connections side's waker
@@ -307,6 +311,14 @@ class ObjectHost:
             log.exception("an alarm of %s could not be dropped", entry.object_id.key)
             return Outcome.INTERRUPTED
         return Outcome.DROPPED
+
+
+def _refuse(event: Event, error: ObjectError, delivery: Delivery) -> None:
+    if event.reply is not None and not event.reply.done():
+        event.reply.set_exception(error)
+        event.reply.exception()  # the caller may be gone
+    if event.dispatched is not None:
+        asyncio.get_running_loop().call_soon(event.dispatched, delivery)
 
 
 # ── handlers ────────────────────────────────────────────────────────────────────────────────────────────────────────

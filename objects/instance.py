@@ -13,15 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
-from objects import codec
 from objects.alarms import AlarmBook, AlarmScheduler
-from objects.blockers import EVENT, RPC_STUB, STORAGE, TASK, TIMER, WEB_SOCKET, Blockers
+from objects.blockers import BODY, EVENT, RPC_STUB, STORAGE, TASK, TIMER, Blockers
 from objects.commits import Commits
 from objects.errors import (
     CriticalSectionTimeout,
@@ -29,13 +26,14 @@ from objects.errors import (
     EventTimeout,
     ObjectError,
     ObjectReset,
-    QueueFull,
     UsageError,
 )
+from objects.failures import for_callers
 from objects.gates import InputGate, OutputGate, Section, gated
 from objects.ids import ObjectId
 from objects.kv import KeyValues
 from objects.limits import Limits
+from objects.mailbox import Event, Mailbox
 from objects.metering import Meter
 from objects.ports import Claim, ConnectionId, Connections, Delivery, Ports, Timer, UpgradeAccepted
 from objects.scope import Scope, current_scope
@@ -76,26 +74,6 @@ class Aborted(asyncio.CancelledError):
     """Ends the code that called `ctx.abort`."""
 
 
-@dataclass(slots=True, eq=False)
-class Event:
-    """Something that an object has to handle."""
-
-    cause: str
-    """call, fetch, connect, message, close, error, alarm: for metering and for why it woke."""
-    run: Callable[[Instance], Coroutine[Any, Any, Any]]
-    reply: asyncio.Future[Any] | None = None
-    dispatched: Callable[[Delivery], None] | None = None
-    size: int = 0
-    timeout: float | None = None
-    section: Section | None = None
-    """For calls back into a critical section that they were made possible in."""
-    refusable: bool = True
-    timer: Timer | None = None
-    queued_at: float | None = None
-    mark: int | None = None
-    """Where the output gate stood when the handler ended."""
-
-
 class Instance:
     """The runtime's side of one life of an object; user code sees it as `ctx` (`ObjectState`)."""
 
@@ -131,11 +109,11 @@ class Instance:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timers: set[Timer] = set()
         self._sockets: dict[ConnectionId, WebSocket] = {}
-        self._queued: deque[Event] = deque()
-        self._queued_bytes = 0
-        self._window_start = self._last_event = self._since = home.ports.clock.monotonic()
-        self._window_count = 0
+        self._mailbox = Mailbox(self.object_id, home.limits)
+        self._last_event = self._since = home.ports.clock.monotonic()
         self._idle_timer: Timer | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._begun = 0
         # Everything waits until the constructor, a section of its own, has ended.
         self.input.begin(self.input.root, lambda section: setattr(self, "_constructor", section))
         self._constructor: Section
@@ -208,9 +186,44 @@ class Instance:
         connections = self.home.ports.connections
         return connections is None or connections.count(self.object_id) == 0
 
+    def leave_soon(self, reason: str) -> None:
+        """Hibernate when `before_leave` has run, unless something happens meanwhile."""
+        if not hasattr(self.object, "before_leave"):
+            self.hibernate()
+        elif not self._leaving:
+            events = self._begun
+            self._leaving = asyncio.Task(self.take_leave(reason), loop=self.loop, context=contextvars.Context())
+
+            def left(_: asyncio.Task[None]) -> None:
+                self._leaving = None
+                # One event was the handler's own.
+                if (
+                    self._begun == events + 1
+                    and self.state is State.RUNNING
+                    and self.blockers.only(TIMER, TASK, RPC_STUB)
+                ):
+                    self.hibernate()
+
+            self._leaving.add_done_callback(left)
+
+    async def take_leave(self, reason: str) -> None:
+        """Let the class's `before_leave` run, for 10 s at most; return when nothing is under way any more."""
+        handler = getattr(self.object, "before_leave", None)
+        if handler is not None and self.state is State.RUNNING:
+            reply: asyncio.Future[None] = self.loop.create_future()
+            self.submit(Event("leave", lambda _: handler(reason), reply, refusable=False))
+            timer = self.home.ports.clock.call_later(self.home.limits.leave_s, lambda: _cancel(reply))
+            try:
+                await asyncio.wait((reply,))
+            finally:
+                timer.cancel()
+            if not reply.cancelled() and (error := reply.exception()) is not None:
+                log.warning("%s: before_leave raised: %r", self.object_id.key, error)
+        await self.drained()
+
     async def drained(self) -> None:
-        """Return when no event is under way and everything written is durable."""
-        await self.blockers.until_none(EVENT, STORAGE)
+        """Return when no event is under way, no response is being sent, and everything written is durable."""
+        await self.blockers.until_none(EVENT, STORAGE, BODY)
 
     def _leave(self) -> set[Event]:
         """Stop everything, at once; return the events that were under way."""
@@ -289,7 +302,8 @@ class Instance:
 
     def submit(self, event: Event) -> None:
         """Queue an event; refuses it with `QueueFull` if the object has too much to do."""
-        if event.refusable and (refusal := self._refusal(event)) is not None:
+        now = self.home.ports.clock.monotonic()
+        if event.refusable and (refusal := self._mailbox.refusal(event, now)) is not None:
             self.meter.overloads += 1
             if event.reply is not None:
                 event.reply.set_exception(refusal)
@@ -298,38 +312,15 @@ class Instance:
             return
         self._events.add(event)
         self.blockers.add(EVENT)
-        event.queued_at = self.home.ports.clock.monotonic()
-        self._queued.append(event)
-        self._queued_bytes += event.size
+        self._mailbox.put(event, now)
         self.input.admit(event.section or self.input.root, lambda: self._begin(event))
 
-    def _refusal(self, event: Event) -> QueueFull | None:
-        limits, now = self.home.limits, self.home.ports.clock.monotonic()
-        if now - self._window_start >= 10:
-            self._window_start, self._window_count = now, 0
-        self._window_count += 1
-        oldest = self._queued[0].queued_at if self._queued else None
-        if len(self._queued) >= limits.queued_events:
-            reason = "too many events are waiting"
-        elif self._queued_bytes + event.size > limits.queued_bytes:
-            reason = "too many bytes are waiting"
-        elif oldest is not None and now - oldest > limits.queue_age_s:
-            reason = "the oldest event has been waiting too long"
-        elif self._window_count > limits.events_per_10_s:
-            reason = "too many events within ten seconds"
-        else:
-            return None
-        refusal = QueueFull(f"{self.object_id.key}: {reason}")
-        refusal.object_key = self.object_id.key
-        return refusal
-
     def _begin(self, event: Event) -> None:
-        # Events of one section start in order, so this one is almost always the first.
-        self._queued.remove(event)
-        self._queued_bytes -= event.size
+        self._mailbox.take(event)
         if event.reply is not None and event.reply.done():
             self._end(event)  # the caller gave up
             return
+        self._begun += 1
         if event.timeout is not None:
             event.timer = self.home.ports.clock.call_later(event.timeout, lambda: self._timed_out(event))
         task = self._task(
@@ -561,8 +552,8 @@ class Instance:
             self._idle_timer = self.home.ports.clock.call_later(self.home.limits.idle_s, self._idle)
 
     def _idle(self) -> None:
-        if not self.blockers and self.state is State.RUNNING and not self.blockers[WEB_SOCKET]:
-            self.hibernate()
+        if not self.blockers and self.state is State.RUNNING:
+            self.leave_soon("idle")
 
     def _account(self, was_busy: bool) -> None:
         now = self.home.ports.clock.monotonic()
@@ -580,22 +571,9 @@ class Disposable(Protocol):
         """Let go of what it stands for."""
 
 
-def for_callers(error: BaseException, object_id: ObjectId | None) -> Exception:
-    """Return what a caller of the object gets for an exception inside it.
-
-    Errors of ours go as they are; others are copied by type name and message, with `remote` set: no traceback, no
-    reference to the object's data leaves it.
-    """
-    if isinstance(error, ObjectError) and not isinstance(error, UsageError):
-        if error.object_key is None and object_id is not None:
-            error.object_key = object_id.key
-        return error
-    copy: Any = codec.rebuild_error(*codec.describe_error(error))
-    copy.remote = True
-    copy.object_key = None if object_id is None else object_id.key
-    exception: Exception = copy
-    return exception
-
-
 async def _call(run: Callable[[], Awaitable[T]]) -> T:
     return await run()
+
+
+def _cancel(reply: asyncio.Future[None]) -> None:
+    reply.cancel()

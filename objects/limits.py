@@ -19,6 +19,8 @@ class Limits:
     commit_s: float = 30.0
     alarm_s: float = 900.0
     """How long one run of an alarm handler may take."""
+    leave_s: float = 10.0
+    """How long a `before_leave` handler may take."""
     stop_s: float = 30.0
     """How long events under way may go on when the host stops."""
     queued_events: int = 2_000
@@ -28,6 +30,8 @@ class Limits:
     """While the oldest event of an object has waited longer than this, new ones are refused."""
     events_per_10_s: int = 50_000
     """Events of one object within ten seconds."""
+    instances: int = 50_000
+    """Objects in memory at once; an event that would wake one more is refused as overload."""
     database_bytes: int = 10 * 1024**3
     """Size of one object's file."""
     open_files: int = 1_000

@@ -15,7 +15,8 @@ from objects.blockers import RPC_CALL
 from objects.errors import InvalidObjectId, UsageError
 from objects.http import HttpRequest, HttpResponse
 from objects.ids import IdFactory, ObjectId
-from objects.instance import Event, Instance
+from objects.instance import Instance
+from objects.mailbox import Event
 from objects.metering import Meter
 from objects.pipe import sent_by
 from objects.rpc import RpcPromise, TravelsAsItself, Work

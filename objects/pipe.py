@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from objects.blockers import BODY
 from objects.errors import Disconnected
+from objects.failures import for_callers
 from objects.http import HttpResponse
-from objects.instance import Instance, State, for_callers
+from objects.instance import Instance, State
 
 PIECES = 4
 """Pieces of a body that wait for the reader before the object's code is held up."""

@@ -334,9 +334,9 @@ class Placement(Protocol):
 class StorageEngine(Protocol):
     """Keeps one SQLite file (WAL mode) per object and makes its commits durable off the event loop.
 
-    `objects.storage` opens the file, runs the statements and COMMITs with `synchronous=NORMAL`, which only hands pages
-    to the kernel. The engine then makes the commit durable: embedded by flushing the log, in a cluster by shipping its
-    new frames. Automatic checkpoints are off; the engine does them when nothing reads the log any more.
+    `objects.sqlite` opens the file, runs the statements and COMMITs with `synchronous=OFF`, which only hands pages to
+    the kernel. The engine then makes the commit durable: embedded by flushing the log, in a cluster by shipping its new
+    frames. Automatic checkpoints are off; the engine makes them, flushed, when nothing reads the log any more.
     """
 
     def exists(self, object_id: ObjectId) -> bool:

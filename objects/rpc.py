@@ -31,8 +31,10 @@ from typing import Any, Protocol, Self
 from objects import codec
 from objects.blockers import RPC_CALL, RPC_STUB
 from objects.errors import Disconnected, LimitExceeded, NotExposed, NotSerializable, StubDisposed
+from objects.failures import for_callers
 from objects.gates import Section
-from objects.instance import Event, Instance, State, for_callers
+from objects.instance import Instance, State
+from objects.mailbox import Event
 from objects.scope import current_scope
 from objects.state import DurableObject
 
@@ -43,7 +45,7 @@ MAX_CALL_BYTES = 32 * 1024 * 1024
 MAX_PATH = 64
 """Attributes between a stub and what is called."""
 
-RESERVED = frozenset({"fetch", "alarm", "dup", "dispose"}) | {
+RESERVED = frozenset({"fetch", "alarm", "before_leave", "dup", "dispose"}) | {
     f"web_socket_{event}" for event in ("connect", "message", "close", "error")
 }
 """Handlers are called by the runtime alone."""

@@ -1,7 +1,9 @@
 """One object's SQLite file: opening, limits, what statements it refuses, and errors in our words.
 
-The connection is used on the event loop's thread. COMMIT runs there too, with `synchronous=NORMAL` in WAL mode: it
-hands pages to the kernel without waiting for the disk. Waiting for the disk is the storage engine's part, off the loop.
+The connection is used on the event loop's thread. COMMIT runs there too, with `synchronous=OFF` in WAL mode: it hands
+pages to the kernel without waiting for the disk. Waiting for the disk is the storage engine's part, off the loop: it
+flushes the log before anybody is told of a commit. Every checkpoint, which moves pages from the log to the file, is
+made by another connection, or when this one is closed, with `synchronous=FULL`.
 
 Files are opened on first use and closed when not used: `OpenFiles` bounds how many are open at once.
 """
@@ -15,6 +17,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,8 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }
 MAX_SQL_BYTES = 100_000
+LOG_KEEP_BYTES = 1024 * 1024
+"""What is left of a long log's file after it was folded."""
 
 _READ_PRAGMAS = frozenset(
     {"table_info", "table_xinfo", "table_list", "index_info", "index_xinfo", "index_list", "foreign_key_check"}
@@ -269,7 +274,7 @@ class Database:
         connection, self._connection = self._connection, None
         self._files.forget(self)
         if connection is not None:
-            self._files.closer.submit(connection.close)
+            self._files.closer.submit(_fold_and_close, connection)
 
     def close(self) -> Callable[[], None]:
         """Undo what is not committed and end the use of the file; call what is returned, off the loop."""
@@ -283,7 +288,7 @@ class Database:
             # If it fails nothing has to be undone: the frames in the log have no commit mark.
             with contextlib.suppress(sqlite3.Error):
                 connection.rollback()
-        return connection.close
+        return partial(_fold_and_close, connection)
 
     def translate(self, error: Exception) -> ObjectError:
         """Return the error in our words; reports it first if it is critical."""
@@ -314,8 +319,9 @@ class Database:
             # First, the limits that hold for pragmas too; then what makes the file safe to share with user SQL.
             for limit, value in _LIMITS.items():
                 connection.setlimit(limit, value)
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_KEEP_BYTES}")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA temp_store = MEMORY")
@@ -380,6 +386,14 @@ _CRITICAL: dict[int, type[StorageError]] = {
 }
 
 _EMPTY = _empty_page()
+
+
+def _fold_and_close(connection: sqlite3.Connection) -> None:
+    # Closing the last connection moves the log into the file: that has to be flushed.
+    connection.set_authorizer(None)
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("PRAGMA synchronous = FULL")
+    connection.close()
 
 
 def _hidden(name: str | None) -> bool:

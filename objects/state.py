@@ -13,6 +13,10 @@
 Handlers that a class may have, all `async`: `fetch(request)`, `alarm(info)`, `web_socket_connect(ws, request)`,
 `web_socket_message(ws, message)`, `web_socket_close(ws, code, reason, was_clean)`, `web_socket_error(ws, error)`. A
 WebSocket event without a handler is consumed silently; a connect without one is refused.
+
+`before_leave(reason)` runs before an instance leaves memory in good order ("idle", "evicted", "forced", "stopping"),
+for at most 10 s; its writes are there when the next instance starts. An event that arrives meanwhile keeps the
+instance. It does not run on a reset or a crash: persist as you go.
 """
 
 from __future__ import annotations
