@@ -12,8 +12,14 @@ from torpor.errors import StartRefused
 _ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
-def announced_addresses(bound: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
+def announced_addresses(
+    bound: Sequence[str], configured: Sequence[str], *, setting: str = "media.announced_addresses"
+) -> tuple[str, ...]:
     """The configured addresses, else those bound; in place of `0.0.0.0` and `::`, this machine's own.
+
+    Args:
+        bound, configured: IP addresses.
+        setting: what an operator should set where the machine cannot tell.
 
     Raises:
         StartRefused: all addresses are bound and this machine has no route that would tell one.
@@ -21,11 +27,11 @@ def announced_addresses(bound: Sequence[str], configured: Sequence[str]) -> tupl
     if configured:
         return tuple(configured)
     return tuple(
-        _own_address(address) if ipaddress.ip_address(address).is_unspecified else address for address in bound
+        _own_address(address, setting) if ipaddress.ip_address(address).is_unspecified else address for address in bound
     )
 
 
-def _own_address(wildcard: str) -> str:
+def _own_address(wildcard: str, setting: str) -> str:
     """The address from which this machine reaches others, by its routing table."""
     family = socket.AF_INET6 if ":" in wildcard else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -33,7 +39,6 @@ def _own_address(wildcard: str) -> str:
             probe.connect((_ELSEWHERE[family], 9))
         except OSError as error:
             raise StartRefused(
-                f"media is bound to {wildcard} and no route tells which address clients reach: "
-                "set media.announced_addresses"
+                f"bound to {wildcard}, and no route tells which address clients reach: set {setting}"
             ) from error
         return str(probe.getsockname()[0])

@@ -24,6 +24,9 @@ from torpor.figures import Figures
 from torpor.health import Health, health_router
 from torpor.openapi import document
 from torpor.pages import page_routes
+from torpor.relay import ice_servers
+from turn.routes import credentials_router
+from turn.service import TurnService
 
 logger = logging.getLogger("torpor.http")
 
@@ -41,12 +44,15 @@ ERROR_CODES: Mapping[int, str] = {
 DEMO_BODY_MAX_BYTES = 64 * 1024
 
 
-def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: Figures) -> FastAPI:
+def build_app(
+    settings: Settings, sfu: Sfu | None, turn: TurnService | None = None, *, health: Health, figures: Figures
+) -> FastAPI:
     """Everything the port answers.
 
     Args:
         settings: checked ones.
         sfu: the media side; without it the session routes are absent.
+        turn: the TURN server; without it the routes of TURN keys are absent, and browsers are told of no server.
         health: read by `/healthz`.
         figures: read by `/metrics`.
     """
@@ -71,7 +77,9 @@ def build_app(settings: Settings, sfu: Sfu | None, *, health: Health, figures: F
     )
     app.include_router(health_router(health, figures.collect))
     if sfu is not None:
-        add_media_routes(app, settings, sfu, figures)
+        add_media_routes(app, settings, sfu, turn, figures)
+    if turn is not None:
+        app.include_router(credentials_router(turn))
     if settings.demo_enabled:
         app.include_router(demo_router(), max_body_size=DEMO_BODY_MAX_BYTES)
         app.router.routes.extend(page_routes())
@@ -87,7 +95,7 @@ def cors_rules(settings: Settings) -> dict[str, Cors]:
     return rules
 
 
-def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, figures: Figures) -> None:
+def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, turn: TurnService | None, figures: Figures) -> None:
     """The session API, versioned and not, the app's events, and the browser gateway if enabled."""
     limits = BodyLimits(settings.http.body_max_bytes, settings.http.body_timeout)
     api = SessionApi(sfu, limits)
@@ -96,7 +104,7 @@ def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, figures: Figure
         app.include_router(api_router(api, bearer, base=base))
     app.include_router(events_router(sfu, settings.events, figures, bearer))
     if settings.gateway_enabled:
-        app.include_router(gateway_router(api, gateway_policy(settings), lambda: ()))
+        app.include_router(gateway_router(api, gateway_policy(settings), lambda: ice_servers(turn)))
 
 
 def gateway_policy(settings: Settings) -> GatewayPolicy:
@@ -111,9 +119,9 @@ def gateway_policy(settings: Settings) -> GatewayPolicy:
     )
 
 
-def openapi_document(settings: Settings, sfu: Sfu) -> dict[str, Any]:
+def openapi_document(settings: Settings, sfu: Sfu, turn: TurnService) -> dict[str, Any]:
     """The OpenAPI document of a server with these settings."""
-    return document(build_app(settings, sfu, health=Health(), figures=Figures(sfu)))
+    return document(build_app(settings, sfu, turn, health=Health(), figures=Figures(sfu, turn)))
 
 
 async def on_sfu_error(request: Request, error: Exception) -> Response:

@@ -22,7 +22,8 @@ from torpor import logs, sources
 from torpor.app import openapi_document
 from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
 from torpor.errors import StartRefused, TorporError
-from torpor.lifespan import serve
+from torpor.lifespan import Ports, serve
+from turn.service import TurnService, TurnSettings
 
 logger = logging.getLogger("torpor")
 
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     command, file = options.pop("command"), options.pop("config", None)
     try:
         if command == "openapi":
-            print(json.dumps(openapi_document(Settings(), Sfu(SfuSettings())), indent=2))
+            print(json.dumps(openapi_document(Settings(), Sfu(SfuSettings()), TurnService(TurnSettings())), indent=2))
             return 0
         flags = {key: text for key, text in options.items() if text is not None}
         settings = sources.load(file=file, environment=os.environ, flags=flags)
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
             return check(settings)
         logs.configure(settings.log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, lambda http, media: announce(settings, http, media)))
+            runner.run(serve(settings, lambda ports: announce(settings, ports)))
     except TorporError as error:
         print(f"torpor: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -67,10 +68,13 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=text,
             allow_abbrev=False,
-            epilog="Secrets have no flag, since others can read a command line: use TORPOR_APP_SECRET or the file.",
+            epilog="Secrets have no flag, since others can read a command line: use TORPOR_APP_SECRET and the like, "
+            "or the file.",
         )
         command.add_argument("--config", type=Path, metavar="FILE", help="TOML file (default: torpor.toml, if there)")
         for setting in sources.all_settings():
+            if setting.is_secret:
+                continue
             names = [SHORT_FLAGS[setting.key]] if setting.key in SHORT_FLAGS else []
             help_text = setting.text.replace("%", "%%").replace("`", "")
             command.add_argument(*names, setting.flag, dest=setting.key, metavar=setting.name.upper(), help=help_text)
@@ -85,18 +89,20 @@ def check(settings: Settings) -> int:
     return 0
 
 
-def announce(settings: Settings, http_port: int, media_port: int | None) -> None:
+def announce(settings: Settings, ports: Ports) -> None:
     """Tell the operator where the server is, and in development how to use it."""
     scheme = "https" if settings.http.tls_certificate else "http"
     host = f"[{settings.http.host}]" if ":" in settings.http.host else settings.http.host
-    url = f"{scheme}://{host}:{http_port}"
-    logger.info("serving", extra={"url": url, "udp_port": media_port, "version": torpor.__version__})
+    url = f"{scheme}://{host}:{ports.http}"
+    served = {"url": url, "udp_port": ports.media, "turn_port": ports.turn, "version": torpor.__version__}
+    logger.info("serving", extra=served)
     if settings.development:
         print(
             f"Torpor {torpor.__version__} for development, on this machine only\n"
             f"  page        {url}/\n"
             f"  API         {url}/v1/apps/{DEVELOPMENT_APP_ID}\n"
             f"  app id      TORPOR_APP_ID={DEVELOPMENT_APP_ID}\n"
-            f"  app secret  TORPOR_APP_SECRET={DEVELOPMENT_APP_SECRET}",
+            f"  app secret  TORPOR_APP_SECRET={DEVELOPMENT_APP_SECRET}"
+            + ("" if ports.turn is None else f"\n  TURN        port {ports.turn}, credentials with app id and secret"),
             flush=True,
         )

@@ -14,12 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from turn.errors import ConfigurationError
+from turn.policy import parse_range
+from turn.settings import REALM_BYTES_MAX
+
 # Public on purpose: they work on loopback only (`Settings.refusal`). Lengths as the original API's: 32 and 64.
 DEVELOPMENT_APP_ID = "0123456789abcdef0123456789abcdef"
 DEVELOPMENT_APP_SECRET = "development-secret-for-loopback-only-never-use-it-anywhere-else."  # noqa: S105
 
 APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 SECRET_LENGTH_MIN = 32
+TOO_SHORT = f"a secret needs at least {SECRET_LENGTH_MIN} printable ASCII characters"
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)+\Z")
 RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/demo")
 
@@ -48,6 +53,11 @@ def setting(default: Any, text: str, *, least: float | None = None, most: float 
     `Any` because a field specifier has the type of the field it is assigned to.
     """
     return field(default=default, metadata={"text": text, "least": least, "most": most})
+
+
+def secret_table(text: str) -> Any:
+    """A dataclass field that is a table of names and secrets, in the file only."""
+    return field(default_factory=dict, metadata={"text": text, "least": None, "most": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,57 @@ class MediaSettings:
     announced_addresses: tuple[str, ...] = setting((), "Addresses told to clients; needed behind NAT; empty: our own")
     threads: int = setting(0, "Forwarding threads; 0: one per core", least=0, most=256)
     sessions_max: int = setting(10_000, "Sessions at once; more are refused with 429", least=1, most=1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """STUN and TURN, for clients that UDP does not reach: one port for UDP and TCP, one for TLS."""
+
+    enabled: bool | None = setting(
+        None, "Serve it; absent: in development, and when somebody has a key or secret of it"
+    )
+    addresses: tuple[str, ...] = setting((), "IP addresses to bind; empty: those of media")
+    port: int | None = setting(
+        None, "UDP and TCP port; absent: 3478, in development any if that is taken; 0: any", least=0, most=65535
+    )
+    tls_port: int | None = setting(
+        None, "TCP port with TLS, when there is a certificate; absent: 5349, as above; 0: any", least=0, most=65535
+    )
+    tls_certificate: Path | None = setting(None, "PEM file, leaf first; absent: that of HTTP")  # noqa: RUF009
+    tls_key: Path | None = setting(None, "PEM file of the private key, unencrypted; absent: that of HTTP")  # noqa: RUF009
+    udp: bool = setting(True, "Serve clients over UDP")
+    tcp: bool = setting(True, "Serve clients over TCP")
+    public_host: str = setting("", "Host in the urls that clients get, a name of the certificate; empty: an address")
+    announced_addresses: tuple[str, ...] = setting(
+        (), "Addresses of relays as told to clients, one per family; needed behind NAT; empty: those of media"
+    )
+    relay_addresses: tuple[str, ...] = setting(
+        (), "IP addresses of relays; the first of each family counts; empty: as `turn.addresses`"
+    )
+    relay_port_min: int = setting(49152, "Lowest UDP port of a relay", least=1024, most=65535)
+    relay_port_max: int = setting(65535, "Highest UDP port of a relay", least=1024, most=65535)
+    threads: int = setting(0, "Relay threads; 0: one per core", least=0, most=256)
+    realm: str = setting("torpor", f"Named in challenges, 1 to {REALM_BYTES_MAX} bytes")
+    keys: Mapping[str, Secret] = secret_table("Key id to token: who may have credentials made over HTTP")
+    users: Mapping[str, Secret] = secret_table("User name to password, for clients with fixed credentials")
+    shared_secrets: tuple[Secret, ...] = setting((), "Secrets of back ends that make `expiry:id` names by themselves")
+    credential_secret: Secret | None = setting(None, "Seals credentials; absent: a restart ends those handed out")  # noqa: RUF009
+    credential_ttl: float = setting(86400.0, "Life of a credential when a request names none", least=1)
+    credential_ttl_max: float = setting(172800.0, "Longest life of a credential that may be asked for", least=1)
+    allow_peers: tuple[str, ...] = setting((), "Private addresses, networks or ranges that clients may reach by relay")
+    deny_peers: tuple[str, ...] = setting((), "Public ones that they may not")
+    allow_loopback_peers: bool = setting(False, "Let clients reach services of this machine: for tests")
+    allocations_max: int = setting(
+        4096, "Relays at once; each is a file descriptor; more: 508", least=1, most=1_000_000
+    )
+    allocations_per_user: int = setting(64, "Per credential; more: 486", least=1)
+    allocations_per_source: int = setting(256, "Per client address, maybe a whole office; more: 486", least=1)
+    connections_max: int = setting(4096, "TCP and TLS connections; more are closed at once", least=1, most=1_000_000)
+    connections_per_source: int = setting(256, "Per client address", least=1)
+    allocation_bps_max: int = setting(0, "Bits a second through one relay, each way; 0: no limit", least=0)
+    user_bps_max: int = setting(0, "Bits a second of one credential, each way; 0: no limit", least=0)
+    total_bps_max: int = setting(0, "Bits a second of all, each way; 0: no limit", least=0)
+    audit_log: bool = setting(False, "Log each relay's begin and end: user, addresses, bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +193,7 @@ class Settings:
 
     http: HttpSettings = field(default_factory=HttpSettings)
     media: MediaSettings = field(default_factory=MediaSettings)
+    turn: RelaySettings = field(default_factory=RelaySettings)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     events: EventSettings = field(default_factory=EventSettings)
     demo: DemoSettings = field(default_factory=DemoSettings)
@@ -166,6 +228,30 @@ class Settings:
     def media_port(self) -> int:
         """The UDP port; 0 lets the system choose."""
         return self.http.port if self.media.port is None else self.media.port
+
+    @property
+    def turn_enabled(self) -> bool:
+        """Whether STUN and TURN are served: not where nobody could get a credential, unless told."""
+        if self.turn.enabled is not None:
+            return self.turn.enabled
+        return self.development or bool(self.turn.keys or self.turn.users or self.turn.shared_secrets)
+
+    @property
+    def turn_keys(self) -> Mapping[str, Secret]:
+        """Key id to token, as served: in development the app's id and secret are a TURN key too."""
+        return self.apps if self.development and not self.turn.keys else self.turn.keys
+
+    @property
+    def turn_addresses(self) -> tuple[str, ...]:
+        """Where STUN and TURN are bound."""
+        return self.turn.addresses or self.media_addresses
+
+    @property
+    def turn_certificate(self) -> tuple[Path, Path] | None:
+        """Certificate and key of TURN over TLS, if it is served."""
+        own = self.turn.tls_certificate, self.turn.tls_key
+        certificate, key = own if any(own) else (self.http.tls_certificate, self.http.tls_key)
+        return None if certificate is None or key is None else (certificate, key)
 
     @property
     def gateway_enabled(self) -> bool:
@@ -204,27 +290,49 @@ class Settings:
             if not _is_address(address):
                 key = "media.addresses" if address in self.media.addresses else "media.announced_addresses"
                 yield key, f"{address!r} is not an IP address"
-        for app_id, secret in self.configured_apps.items():
-            if not APP_ID.match(app_id):
-                yield "apps", f"app id {app_id!r} is not 1 to 64 letters, digits, '-' or '_'"
-            if len(secret.value) < SECRET_LENGTH_MIN or not secret.value.isascii() or not secret.value.isprintable():
-                yield f"apps.{app_id}", f"a secret needs at least {SECRET_LENGTH_MIN} printable ASCII characters"
+        yield from _secret_problems("apps", "app id", self.configured_apps)
+        yield from self._turn_problems()
         yield from self._gateway_problems()
 
     def _http_problems(self) -> Iterator[tuple[str, str]]:
         if not _is_address(self.http.host):
             yield "http.host", f"{self.http.host!r} is not an IP address"
-        if (self.http.tls_certificate is None) != (self.http.tls_key is None):
-            yield "http.tls_certificate", "tls_certificate and tls_key go together"
-        for key, path in (("tls_certificate", self.http.tls_certificate), ("tls_key", self.http.tls_key)):
-            if path is not None and not path.is_file():
-                yield f"http.{key}", f"no such file: {path}"
+        yield from _certificate_problems("http", self.http.tls_certificate, self.http.tls_key)
         for proxy in self.http.trusted_proxies:
             if not _is_network(proxy):
                 yield "http.trusted_proxies", f"{proxy!r} is not an IP address or network"
         for origin in self.http.cors_origins:
             if not _is_origin(origin):
                 yield "http.cors_origins", f"{origin!r} is neither '*' nor an origin like 'https://example.org'"
+
+    def _turn_problems(self) -> Iterator[tuple[str, str]]:
+        turn = self.turn
+        for name in ("addresses", "relay_addresses", "announced_addresses"):
+            for address in getattr(turn, name):
+                if not _is_address(address):
+                    yield f"turn.{name}", f"{address!r} is not an IP address"
+        for name in ("allow_peers", "deny_peers"):
+            for peers in getattr(turn, name):
+                try:
+                    parse_range(peers)
+                except ConfigurationError as error:
+                    yield f"turn.{name}", str(error)
+        yield from _certificate_problems("turn", turn.tls_certificate, turn.tls_key)
+        yield from _secret_problems("turn.keys", "key id", turn.keys)
+        for index, secret in enumerate((*turn.shared_secrets, *filter(None, [turn.credential_secret]))):
+            if not _is_long_enough(secret):
+                key = "turn.shared_secrets" if index < len(turn.shared_secrets) else "turn.credential_secret"
+                yield key, TOO_SHORT
+        if any(not password.value for password in turn.users.values()) or "" in turn.users:
+            yield "turn.users", "a user has a name and a password"
+        if not 0 < len(turn.realm.encode()) <= REALM_BYTES_MAX:
+            yield "turn.realm", f"needs 1 to {REALM_BYTES_MAX} bytes"
+        if turn.relay_port_min > turn.relay_port_max:
+            yield "turn.relay_port_min", "is above turn.relay_port_max"
+        if turn.credential_ttl > turn.credential_ttl_max:
+            yield "turn.credential_ttl", "is above turn.credential_ttl_max"
+        if not (turn.udp or turn.tcp or self.turn_certificate):
+            yield "turn.udp", "neither UDP nor TCP nor TLS is left: set turn.enabled to false"
 
     def _gateway_problems(self) -> Iterator[tuple[str, str]]:
         prefix = self.gateway.prefix
@@ -239,6 +347,26 @@ class Settings:
             yield "gateway.app_id", "several apps are configured: say which one the gateway serves"
         if self.gateway.app_id is not None and self.gateway.app_id not in self.apps:
             yield "gateway.app_id", f"no app {self.gateway.app_id!r} is configured"
+
+
+def _secret_problems(key: str, what: str, secrets: Mapping[str, Secret]) -> Iterator[tuple[str, str]]:
+    for name, secret in secrets.items():
+        if not APP_ID.match(name):
+            yield key, f"{what} {name!r} is not 1 to 64 letters, digits, '-' or '_'"
+        if not _is_long_enough(secret):
+            yield f"{key}.{name}", TOO_SHORT
+
+
+def _certificate_problems(section: str, certificate: Path | None, key: Path | None) -> Iterator[tuple[str, str]]:
+    if (certificate is None) != (key is None):
+        yield f"{section}.tls_certificate", "tls_certificate and tls_key go together"
+    for name, path in (("tls_certificate", certificate), ("tls_key", key)):
+        if path is not None and not path.is_file():
+            yield f"{section}.{name}", f"no such file: {path}"
+
+
+def _is_long_enough(secret: Secret) -> bool:
+    return len(secret.value) >= SECRET_LENGTH_MIN and secret.value.isascii() and secret.value.isprintable()
 
 
 def _is_address(text: str) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torpor
 from sfu.service import Sfu, SfuStats
-from torpor.metrics import LAG_BOUNDS, Family, Histogram, HttpMetrics, counter, gauge, histogram
+from torpor.metrics import LAG_BOUNDS, Family, Histogram, HttpMetrics, Sample, counter, gauge, histogram
+from turn.service import TurnService, TurnStats
 
 LAG_INTERVAL = 0.5
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -21,10 +22,12 @@ class Figures:
 
     Args:
         sfu: the media side, if this node has one.
+        turn: the TURN server, if this node has one.
     """
 
-    def __init__(self, sfu: Sfu | None) -> None:
+    def __init__(self, sfu: Sfu | None, turn: TurnService | None = None) -> None:
         self._sfu = sfu
+        self._turn = turn
         self._started_at = time.time()
         self.http = HttpMetrics()
         self.lag = Histogram(LAG_BOUNDS)
@@ -46,6 +49,8 @@ class Figures:
         )
         if self._sfu is not None:
             yield from media_families(self._sfu.stats())
+        if self._turn is not None:
+            yield from turn_families(self._turn.stats())
 
     async def measure_lag(self) -> None:
         """Observe the event loop's lag until cancelled."""
@@ -101,6 +106,45 @@ def media_families(stats: SfuStats) -> Iterator[Family]:
         "torpor_media_forward_seconds", "From a packet's arrival to its departure.", stats.latency_histogram, 1e-6
     )
     yield _powers_of_two("torpor_media_batch_datagrams", "Datagrams per receive call.", stats.batch_histogram, 1.0)
+
+
+TURN_COUNTERS: Mapping[str, str] = {
+    "datagrams_received": "UDP datagrams received from clients and peers.",
+    "datagrams_sent": "UDP datagrams sent to clients and peers.",
+    "bytes_sent": "UDP payload bytes sent.",
+    "send_calls": "Send calls.",
+    "trains": "Sends of several datagrams as one (UDP GSO).",
+    "rounds": "Times a relay thread woke.",
+}
+
+_DIRECTIONS = (("from_client", 0), ("to_client", 2))
+"""Name, and the place of its bytes in a `RelayUsage`; its packets follow."""
+
+
+def turn_families(stats: TurnStats) -> Iterator[Family]:
+    """The TURN server's figures. Labels by key and custom identifier are bounded by `turn.usage`."""
+    plane = {name.removeprefix("plane_"): n for name, n in stats.counters.items() if name.startswith("plane_")}
+    for name, text in TURN_COUNTERS.items():
+        yield counter(f"torpor_turn_{name}_total", text, plane.get(name, 0))
+    drops = {name.removeprefix("dropped_"): count for name, count in plane.items() if name not in TURN_COUNTERS}
+    yield counter("torpor_turn_drops_total", "Datagrams and messages dropped, by reason.", drops, "reason")
+    for prefix, text, label in (
+        ("requests", "Requests that are not data, by result.", "result"),
+        ("connections", "TCP and TLS connections, by what happened.", "event"),
+    ):
+        found = {k.removeprefix(f"{prefix}_"): n for k, n in stats.counters.items() if k.startswith(f"{prefix}_")}
+        yield counter(f"torpor_turn_{prefix}_total", text, found, label)
+    failed = stats.counters.get("tls_handshakes_failed", 0)
+    yield counter("torpor_turn_tls_handshakes_failed_total", "TLS handshakes that failed.", failed)
+    live = {kind.removeprefix("turn_"): count for kind, count in stats.live.items()}
+    yield gauge("torpor_turn_live", "Live objects by kind.", live, "kind")
+    for offset, unit in enumerate(("bytes", "packets")):
+        text = f"Relayed payload {unit}, by key and custom identifier of the credential."
+        samples: list[Sample] = []
+        for party, usage in sorted(stats.usage.items()):
+            labels = (("key", party.key_id), ("custom_identifier", party.identifier))
+            samples += [("", (*labels, ("direction", name)), usage[at + offset]) for name, at in _DIRECTIONS]
+        yield Family(f"torpor_turn_relayed_{unit}_total", "counter", text, samples)
 
 
 def _powers_of_two(name: str, text: str, counts: Sequence[int], unit: float) -> Family:

@@ -1,11 +1,14 @@
 """Start order, drain, stop order.
 
-    bind TCP ─► start media ─► accept HTTP ─► serving
+    bind TCP ─► start media ─► start TURN ─► accept HTTP ─► serving
                                                 │ first SIGTERM or SIGINT
                                                 ▼
                           draining: /healthz 503, everything else goes on, for `shutdown.delay`
                                                 ▼
-           stop accepting ─► end event streams ─► finish requests, at most `shutdown.timeout` ─► close media ─► exit 0
+           stop accepting, new relays too ─► end event streams ─► finish requests, at most `shutdown.timeout`
+                                                │
+                                                ▼
+                          close media: its goodbyes still pass the relays ─► close TURN ─► exit 0
 
 A second signal at any time exits at once with 128 + its number.
 """
@@ -19,6 +22,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from sfu.service import Sfu, SfuSettings
 from torpor.addresses import announced_addresses
@@ -28,13 +32,27 @@ from torpor.errors import StartRefused
 from torpor.figures import Figures
 from torpor.health import Health
 from torpor.http import HttpServer, listen
+from torpor.relay import start_turn
+from turn.service import TurnService
 
 logger = logging.getLogger("torpor")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-Announce = Callable[[int, int | None], None]
-"""Told the TCP and the UDP port (`None` without media) that are served."""
+RELAY_GOODBYE = 0.05
+"""Relays stay this long after the media side has said goodbye through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What is served: TCP for HTTP, UDP for media, UDP and TCP for TURN. `None`: not served."""
+
+    http: int
+    media: int | None = None
+    turn: int | None = None
+
+
+Announce = Callable[[Ports], None]
 
 
 async def serve(settings: Settings, announce: Announce) -> None:
@@ -51,11 +69,17 @@ async def serve(settings: Settings, announce: Announce) -> None:
         raise StartRefused(reason)
     with _listening(settings) as listener:
         http_port = listener.getsockname()[1]
-        async with _media(settings, http_port) as sfu:
-            health, figures = Health(), Figures(sfu)
-            app = build_app(settings, sfu, health=health, figures=figures)
-            media_port = None if sfu is None else sfu.port
-            server = HttpServer(app, settings, on_start=lambda: announce(http_port, media_port), on_stop=health.stop)
+        async with _planes(settings, http_port) as (sfu, turn):
+            health, figures = Health(), Figures(sfu, turn)
+            app = build_app(settings, sfu, turn, health=health, figures=figures)
+            ports = Ports(http_port, sfu.port if sfu else None, turn.port if turn else None)
+
+            def stop_accepting() -> None:
+                health.stop()
+                if turn is not None:
+                    turn.drain()
+
+            server = HttpServer(app, settings, on_start=lambda: announce(ports), on_stop=stop_accepting)
             async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server):
                 await server.serve(sockets=[listener])
     logger.info("stopped")
@@ -69,23 +93,36 @@ def _listening(settings: Settings) -> socket.socket:
 
 
 @asynccontextmanager
-async def _media(settings: Settings, http_port: int) -> AsyncIterator[Sfu | None]:
-    """The media side from start to close, or nothing when it is disabled."""
-    if not settings.media.enabled:
-        yield None
-        return
-    sfu = Sfu(media_settings(settings, http_port))
+async def _planes(settings: Settings, http_port: int) -> AsyncIterator[tuple[Sfu | None, TurnService | None]]:
+    """The media side and TURN from start to close; `None` for what is disabled. Nothing is left of them afterwards."""
+    sfu = Sfu(media_settings(settings, http_port)) if settings.media.enabled else None
+    turn = None
     try:
-        try:
-            await sfu.start()
-        except OSError as error:
-            where = ", ".join(settings.media_addresses)
-            raise StartRefused(f"cannot listen on {where}, UDP port {sfu.settings.port}: {error}") from error
-        candidates = ", ".join(sfu.settings.announced_addresses)
-        logger.info("media", extra={"udp_port": sfu.port, "announced": candidates, "threads": sfu.settings.threads})
-        yield sfu
+        if sfu is not None:
+            await _start_media(settings, sfu)
+        if settings.turn_enabled:
+            turn = await start_turn(settings, sfu)
+        yield sfu, turn
     finally:
-        await sfu.close()
+        if sfu is not None:
+            await sfu.close()
+        if turn is not None:
+            if turn.live_counts()["turn_allocations"]:
+                await asyncio.sleep(RELAY_GOODBYE)
+            await turn.close()
+        live = (sfu.live_counts() if sfu else {}) | (turn.live_counts() if turn else {})
+        if left := {kind: count for kind, count in live.items() if count}:
+            logger.error("left behind", extra=left)
+
+
+async def _start_media(settings: Settings, sfu: Sfu) -> None:
+    try:
+        await sfu.start()
+    except OSError as error:
+        where = ", ".join(settings.media_addresses)
+        raise StartRefused(f"cannot listen on {where}, UDP port {sfu.settings.port}: {error}") from error
+    candidates = ", ".join(sfu.settings.announced_addresses)
+    logger.info("media", extra={"udp_port": sfu.port, "announced": candidates, "threads": sfu.settings.threads})
 
 
 def media_settings(settings: Settings, http_port: int) -> SfuSettings:

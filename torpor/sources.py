@@ -20,6 +20,8 @@ ENVIRONMENT_PREFIX = "TORPOR_"
 CONFIG_VARIABLE = "TORPOR_CONFIG"
 APP_ID_VARIABLE = "TORPOR_APP_ID"
 APP_SECRET_VARIABLE = "TORPOR_APP_SECRET"  # noqa: S105  the variable's name
+TURN_KEY_ID_VARIABLE = "TORPOR_TURN_KEY_ID"
+TURN_KEY_TOKEN_VARIABLE = "TORPOR_TURN_KEY_TOKEN"  # noqa: S105  the variable's name
 BUILD_VARIABLE = "TORPOR_EXTENSIONS"  # setup.py's
 DEFAULT_FILE = Path("torpor.toml")
 
@@ -50,6 +52,16 @@ class Setting:
     def flag(self) -> str:
         """Name on the command line, as `--http-port`."""
         return f"--{self.section}-{self.name}".replace("_", "-")
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether it holds secrets: it has no flag, since others can read a command line, and is never printed."""
+        return self.is_table or Secret in (self.type, *get_args(self.type))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table of the file, names to secrets, and has no variable of its own."""
+        return get_origin(self.type) is Mapping
 
     @property
     def text(self) -> str:
@@ -113,11 +125,8 @@ def _read_file(path: Path, values: dict[str, Any], apps: dict[str, Secret], sour
         if not isinstance(table, dict):
             raise SettingError(section, str(path), "unknown key; settings live in sections such as [http]")
         if section == "apps":
-            for app_id, secret in table.items():
-                if not isinstance(secret, str):
-                    raise SettingError(f"apps.{app_id}", str(path), "a secret is a string")
-                apps[app_id] = Secret(secret)
-                sources[f"apps.{app_id}"] = str(path)
+            apps |= _secret_table("apps", table, str(path))
+            sources |= {f"apps.{app_id}": str(path) for app_id in table}
             continue
         for name, value in table.items():
             key = f"{section}.{name}"
@@ -125,13 +134,25 @@ def _read_file(path: Path, values: dict[str, Any], apps: dict[str, Secret], sour
                 raise SettingError(key, str(path), "unknown key")
             values[key] = _checked(known[key], value, str(path))
             sources[key] = str(path)
+            if known[key].is_table:
+                sources |= {f"{key}.{entry}": str(path) for entry in value}
+
+
+def _secret_table(key: str, table: Any, source: str) -> dict[str, Secret]:
+    if not isinstance(table, dict):
+        raise SettingError(key, source, "not a table of names and secrets")
+    for name, secret in table.items():
+        if not isinstance(secret, str):
+            raise SettingError(f"{key}.{name}", source, "a secret is a string")
+    return {name: Secret(secret) for name, secret in table.items()}
 
 
 def _read_environment(
     environment: Mapping[str, str], values: dict[str, Any], apps: dict[str, Secret], sources: dict[str, str]
 ) -> None:
-    known = {setting.variable: setting for setting in all_settings()}
-    special = {CONFIG_VARIABLE, APP_ID_VARIABLE, APP_SECRET_VARIABLE, BUILD_VARIABLE}
+    known = {setting.variable: setting for setting in all_settings() if not setting.is_table}
+    pairs = {APP_ID_VARIABLE, APP_SECRET_VARIABLE, TURN_KEY_ID_VARIABLE, TURN_KEY_TOKEN_VARIABLE}
+    special = {CONFIG_VARIABLE, BUILD_VARIABLE} | pairs
     for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in special:
             continue
@@ -140,12 +161,22 @@ def _read_environment(
         setting = known[variable]
         values[setting.key] = _from_text(setting, text, variable)
         sources[setting.key] = variable
-    app_id, secret = environment.get(APP_ID_VARIABLE), environment.get(APP_SECRET_VARIABLE)
-    if (app_id is None) != (secret is None):
-        raise SettingError("apps", "environment", f"{APP_ID_VARIABLE} and {APP_SECRET_VARIABLE} go together")
-    if app_id is not None and secret is not None:
-        apps[app_id] = Secret(secret)
-        sources[f"apps.{app_id}"] = APP_SECRET_VARIABLE
+    for entry, secret in _pair(environment, APP_ID_VARIABLE, APP_SECRET_VARIABLE, "apps"):
+        apps[entry] = secret
+        sources[f"apps.{entry}"] = APP_SECRET_VARIABLE
+    for entry, secret in _pair(environment, TURN_KEY_ID_VARIABLE, TURN_KEY_TOKEN_VARIABLE, "turn.keys"):
+        values["turn.keys"] = {**values.get("turn.keys", {}), entry: secret}
+        sources[f"turn.keys.{entry}"] = TURN_KEY_TOKEN_VARIABLE
+
+
+def _pair(
+    environment: Mapping[str, str], id_variable: str, secret_variable: str, key: str
+) -> Iterator[tuple[str, Secret]]:
+    entry, secret = environment.get(id_variable), environment.get(secret_variable)
+    if (entry is None) != (secret is None):
+        raise SettingError(key, "environment", f"{id_variable} and {secret_variable} go together")
+    if entry is not None and secret is not None:
+        yield entry, Secret(secret)
 
 
 def _build(values: Mapping[str, Any], apps: Mapping[str, Secret]) -> Settings:
@@ -174,7 +205,8 @@ def _from_text(setting: Setting, text: str, source: str) -> Any:
     if optional and not text:
         return None
     if get_origin(of) is tuple:
-        return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+        parts = [part for part in (part.strip() for part in text.split(",")) if part]
+        return _checked(setting, parts, source)
     value: Any = text
     if of is bool:
         if text.lower() not in _TRUE | _FALSE:
@@ -197,7 +229,13 @@ def _checked(setting: Setting, value: Any, source: str) -> Any:
     if get_origin(of) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise SettingError(setting.key, source, "not a list of strings")
-        return tuple(value)
+        return tuple(map(Secret, value)) if setting.is_secret else tuple(value)
+    if setting.is_table:
+        return _secret_table(setting.key, value, source)
+    if of is Secret:
+        if not isinstance(value, str):
+            raise SettingError(setting.key, source, "a secret is a string")
+        return Secret(value)
     if get_origin(of) is Literal:
         if value not in get_args(of):
             raise SettingError(setting.key, source, f"{value!r} is none of {', '.join(get_args(of))}")
@@ -247,5 +285,9 @@ def _to_toml(value: Any) -> str:
         return str(value)
     if isinstance(value, tuple):
         return f"[{', '.join(_to_toml(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_to_toml(name)} = {_to_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, Secret):
+        return '"***"'
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -22,7 +22,7 @@ from turn.credentials import (
     StaticUsers,
     key_tag,
 )
-from turn.endpoint import TurnEndpoint, tls_context
+from turn.endpoint import TurnEndpoint
 from turn.errors import ConfigurationError, InvalidParams, UsageError
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.policy import PeerPolicy
@@ -31,6 +31,7 @@ from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
 from turn.server import AllocationClosed, AllocationCreated, Event, Redirect, RelayAddress, TurnServer
 from turn.settings import TurnSettings
+from turn.tls import server_context
 from turn.usage import Party, UsageLedger
 from wire.stun import IPAddress, TransportAddress
 
@@ -126,7 +127,7 @@ class TurnService:
         relays = [self._relay_address(ip) for ip in relay_hosts]
         _ensure_descriptors(settings, len({ip.version for ip in relay_hosts}))
         if settings.tls_certificate is not None and settings.tls_key is not None:
-            self._tls = tls_context(str(settings.tls_certificate), str(settings.tls_key))
+            self._tls = server_context(str(settings.tls_certificate), str(settings.tls_key))
         policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
         plane = make_plane(settings, len({ip.version for ip in relay_hosts}))
         adapter = PlaneRelays(plane)
@@ -138,7 +139,6 @@ class TurnService:
         self._endpoint = endpoint
         if settings.allow_loopback_peers:
             logger.warning("loopback peers are allowed: clients can reach services on this machine")
-        logger.info("TURN listens on port %d (TLS %d)", endpoint.port, endpoint.tls_port)
 
     async def close(self) -> None:
         """End every allocation and free everything. Idempotent."""
@@ -161,7 +161,7 @@ class TurnService:
             OSError, ssl.SSLError: the files cannot be read; the old ones stay in force.
         """
         if self._tls is not None:
-            tls_context(str(self.settings.tls_certificate), str(self.settings.tls_key))
+            server_context(str(self.settings.tls_certificate), str(self.settings.tls_key))
             self._tls.load_cert_chain(str(self.settings.tls_certificate), str(self.settings.tls_key))
 
     # What others ask.
@@ -214,7 +214,7 @@ class TurnService:
         """Live objects by kind; all 0 after `close`."""
         if self._endpoint is not None:
             return self._endpoint.live_counts()
-        return dict.fromkeys(self._final.live, 0) if self._final else {}
+        return dict(self._final.live) if self._final else {}
 
     # Credentials.
 

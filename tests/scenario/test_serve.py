@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.server import Server, running_server
 from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES
 
-NO_MEDIA = ("--media-enabled", "false")
+NO_MEDIA = ("--media-enabled", "false", "--turn-enabled", "false")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -45,6 +45,8 @@ class Server:
         self.port = 0
         self.udp_port = 0
         """0 without media."""
+        self.turn_port = 0
+        """0 without TURN."""
         self.log: list[dict[str, Any]] = []
         """What it wrote to standard error so far, a record per line."""
 
@@ -83,7 +85,8 @@ class Server:
 
     async def _start(self) -> None:
         assert self._process is None
-        command = [sys.executable, "-m", "torpor", "serve", "--port", str(self.port), "--log-format", "json"]
+        ports = ["--port", str(self.port), "--turn-port", str(self.turn_port), "--turn-tls-port", "0"]
+        command = [sys.executable, "-m", "torpor", "serve", *ports, "--log-format", "json"]
         serving: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         with tempfile.TemporaryDirectory() as folder:  # no torpor.toml there
             self._process = await asyncio.create_subprocess_exec(
@@ -99,6 +102,7 @@ class Server:
         self.url = record["url"]
         self.port = int(self.url.rpartition(":")[2])
         self.udp_port = record["udp_port"] or 0
+        self.turn_port = record["turn_port"] or 0
 
     async def stop(self) -> None:
         """SIGTERM; nothing to do when it does not run.

@@ -11,6 +11,7 @@ import pytest
 import torpor
 from torpor.cli import announce, run
 from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, HttpSettings, Secret, Settings
+from torpor.lifespan import Ports
 from torpor.sources import all_settings
 
 
@@ -43,17 +44,21 @@ class TestCheck:
     ) -> None:
         monkeypatch.setenv("TORPOR_APP_ID", "app")
         monkeypatch.setenv("TORPOR_APP_SECRET", "hunter2" * 8)
+        monkeypatch.setenv("TORPOR_TURN_KEY_ID", "key")
+        monkeypatch.setenv("TORPOR_TURN_KEY_TOKEN", "hunter2" * 8)
+        monkeypatch.setenv("TORPOR_TURN_SHARED_SECRETS", "hunter2" * 8)
+        monkeypatch.setenv("TORPOR_TURN_CREDENTIAL_SECRET", "hunter2" * 8)
         assert run(["check"]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())
 
 
 class TestGrammar:
-    def test_every_setting_has_a_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_every_setting_has_a_flag_but_for_secrets(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             run(["serve", "--help"])
         text = capsys.readouterr().out
-        assert [setting.flag for setting in all_settings() if setting.flag not in text] == []
-        assert "secret" not in text.partition("options:")[2].partition("Secrets")[0]
+        missing = [setting.key for setting in all_settings() if setting.flag not in text]
+        assert missing == ["turn.keys", "turn.users", "turn.shared_secrets", "turn.credential_secret"]
 
     @pytest.mark.parametrize("arguments", [[], ["dance"], ["serve", "--prot", "1"], ["serve", "--http-por", "1"]])
     def test_what_it_does_not_know_is_2(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,12 +84,13 @@ class TestOpenapi:
 
 class TestAnnouncement:
     def test_development_shows_the_page_and_the_credentials(self, capsys: pytest.CaptureFixture[str]) -> None:
-        announce(Settings(http=HttpSettings(host="::1")), 8787, 8787)
+        announce(Settings(http=HttpSettings(host="::1")), Ports(8787, 8787, 3478))
         text = capsys.readouterr().out
         assert "http://[::1]:8787/\n" in text
         assert f"TORPOR_APP_ID={DEVELOPMENT_APP_ID}" in text
         assert f"TORPOR_APP_SECRET={DEVELOPMENT_APP_SECRET}" in text
+        assert "TURN        port 3478" in text
 
     def test_production_shows_no_secret(self, capsys: pytest.CaptureFixture[str]) -> None:
-        announce(Settings(configured_apps={"app": Secret("hunter2" * 8)}), 8787, None)
+        announce(Settings(configured_apps={"app": Secret("hunter2" * 8)}), Ports(8787))
         assert "hunter2" not in "".join(capsys.readouterr())

@@ -21,6 +21,7 @@ from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
 from torpor.figures import Figures
 from torpor.health import Health
 from torpor.openapi import document
+from turn.service import TurnService, TurnSettings
 
 BEARER = {"authorization": f"Bearer {DEVELOPMENT_APP_SECRET}"}
 OFFER_JSON = {"type": "offer", "sdp": OFFER.sdp}
@@ -34,7 +35,8 @@ def sfu() -> FakeSfu:
 
 @pytest.fixture(scope="module")
 def app(sfu: FakeSfu) -> FastAPI:
-    return build_app(Settings(), sfu, health=Health(), figures=Figures(sfu))  # type: ignore[arg-type]
+    turn = TurnService(TurnSettings())
+    return build_app(Settings(), sfu, turn, health=Health(), figures=Figures(sfu))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ class TestDocument:
 
     def test_the_sessions_routes_need_the_bearer_and_the_others_do_not(self, openapi: dict[str, Any]) -> None:
         for path, _, operation in operations(openapi):
-            assert ("security" in operation) is ("/apps/{appId}/" in path)
+            assert ("security" in operation) is ("/apps/{appId}/" in path or "/turn/keys/{keyId}/" in path)
 
     def test_the_file_in_docs_is_of_this_code(self, openapi: dict[str, Any]) -> None:
         """`make docs` writes it."""

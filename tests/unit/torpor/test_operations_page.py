@@ -10,9 +10,10 @@ from sfu.gateway import SESSIONS_PER_ADDRESS_PER_S
 from sfu.service import SfuStats
 from tests.support.fake_sfu import FakeSfu
 from torpor.config import EventSettings, Settings
-from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES, Figures, media_families
+from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES, Figures, media_families, turn_families
 from torpor.http import PIPELINE_MAX, SEND_TIMEOUT
 from torpor.sources import Setting, all_settings
+from turn.service import TurnStats
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 
@@ -22,6 +23,8 @@ def row(setting: Setting) -> str:
     default = getattr(getattr(Settings(), setting.section), setting.name)
     if isinstance(default, tuple):
         shown = ", ".join(default) or "none"
+    elif isinstance(default, dict):
+        shown = "none"
     elif isinstance(default, bool):
         shown = str(default).lower()
     else:
@@ -41,7 +44,11 @@ def test_no_setting_is_there_that_does_not_exist() -> None:
 
 def test_every_metric_is_there() -> None:
     counters = dict.fromkeys((*MEDIA_COUNTERS, *MEDIA_GAUGES, "drop_replay"), 0)
-    families = [*Figures(FakeSfu()).collect(), *media_families(SfuStats(counters, {}, (0,), (0,)))]  # type: ignore[arg-type]
+    families = [
+        *Figures(FakeSfu()).collect(),  # type: ignore[arg-type]
+        *media_families(SfuStats(counters, {}, (0,), (0,))),
+        *turn_families(TurnStats({}, {}, {})),
+    ]
     assert [family.name for family in families if f"`{family.name}`" not in PAGE] == []
 
 

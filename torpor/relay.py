@@ -1,0 +1,155 @@
+"""STUN and TURN as part of the server: what `turn` needs of the settings, and how it starts.
+
+Clients that UDP does not reach come to the media side through a relay of ours. So the media side's own address and
+port are a peer that relays may reach, although addresses of this machine are otherwise none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from sfu.service import Sfu
+from torpor.addresses import announced_addresses
+from torpor.config import Secret, Settings
+from torpor.errors import StartRefused
+from turn.errors import ConfigurationError
+from turn.service import TurnService
+from turn.settings import TurnSettings
+
+logger = logging.getLogger("torpor")
+
+DEFAULT_PORT, DEFAULT_TLS_PORT = 3478, 5349
+
+
+async def start_turn(settings: Settings, sfu: Sfu | None) -> TurnService:
+    """A started TURN server.
+
+    In development a port that is taken is no reason not to start: unless the settings name it, any other will do, since
+    clients are told.
+
+    Raises:
+        StartRefused: the settings cannot be served, or an address cannot be bound.
+    """
+    logging.getLogger("turn.audit").setLevel(logging.INFO if settings.turn.audit_log else logging.WARNING)
+    wanted = turn_settings(settings, tuple(media_endpoints(sfu)))
+    attempts = [wanted]
+    if settings.development:
+        attempts.append(
+            dataclasses.replace(
+                wanted,
+                port=settings.turn.port or 0,
+                tls_port=settings.turn.tls_port or 0,
+            )
+        )
+    for attempt in attempts:
+        try:
+            turn = TurnService(attempt)
+            await turn.start()
+        except ConfigurationError as error:
+            raise StartRefused(f"turn: {error}") from error
+        except ssl.SSLError as error:
+            raise StartRefused(f"turn: the certificate and its key cannot be used: {error}") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and attempt is not attempts[-1]:
+                continue
+            where = ", ".join(attempt.listen_addresses)
+            ports = f"port {attempt.port}" + (f" or {attempt.tls_port}" if attempt.tls_certificate else "")
+            raise StartRefused(f"cannot listen on {where}, TURN {ports}: {error}") from error
+        relays = ", ".join(attempt.external_addresses.get(host, host) for host in attempt.relay_addresses)
+        extra = {"turn_port": turn.port, "tls_port": turn.tls_port or None, "host": attempt.public_host}
+        logger.info("turn", extra={**extra, "relays": relays, "threads": attempt.threads})
+        return turn
+    raise AssertionError("the last attempt returns or raises")
+
+
+def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
+    """What TURN needs of the settings.
+
+    Args:
+        settings: checked ones.
+        endpoints: `address:port` of the media side.
+
+    Raises:
+        StartRefused: no route tells which address of this machine relays should have.
+    """
+    own = settings.turn
+    listen = announced_addresses(settings.turn_addresses, (), setting="turn.addresses")
+    relays = first_of_each_family(
+        announced_addresses(own.relay_addresses, (), setting="turn.relay_addresses") if own.relay_addresses else listen
+    )
+    announced = first_of_each_family(own.announced_addresses or settings.media.announced_addresses)
+    external = {relays[version]: address for version, address in announced.items() if version in relays}
+    certificate, key = settings.turn_certificate or (None, None)
+    return TurnSettings(
+        listen_addresses=settings.turn_addresses,
+        port=DEFAULT_PORT if own.port is None else own.port,
+        tls_port=DEFAULT_TLS_PORT if own.tls_port is None else own.tls_port,
+        udp=own.udp,
+        tcp=own.tcp,
+        tls_certificate=certificate,
+        tls_key=key,
+        public_host=own.public_host or next(iter(announced.values()), listen[0]),
+        relay_addresses=tuple(relays.values()),
+        external_addresses=external,
+        relay_port_min=own.relay_port_min,
+        relay_port_max=own.relay_port_max,
+        threads=own.threads or len(os.sched_getaffinity(0)),
+        realm=own.realm,
+        users=_values(own.users),
+        rest_secrets=tuple(secret.value for secret in own.shared_secrets),
+        keys=_values(settings.turn_keys),
+        credential_secret="" if own.credential_secret is None else own.credential_secret.value,
+        credential_ttl=own.credential_ttl,
+        credential_ttl_max=own.credential_ttl_max,
+        allow_peers=own.allow_peers,
+        deny_peers=own.deny_peers,
+        allow_loopback_peers=own.allow_loopback_peers,
+        allow_endpoints=tuple(endpoints),
+        allocations_max=own.allocations_max,
+        allocations_per_user=own.allocations_per_user,
+        allocations_per_source=own.allocations_per_source,
+        connections_max=own.connections_max,
+        connections_per_source=own.connections_per_source,
+        allocation_bps_max=own.allocation_bps_max,
+        user_bps_max=own.user_bps_max,
+        total_bps_max=own.total_bps_max,
+    )
+
+
+def media_endpoints(sfu: Sfu | None) -> Iterator[str]:
+    """Where the started media side can be reached, by clients' candidates and by its own sockets."""
+    if sfu is None:
+        return
+    for host in dict.fromkeys((*sfu.settings.announced_addresses, *sfu.settings.listen_addresses)):
+        ip = ip_address(host)
+        if not ip.is_unspecified:
+            yield f"[{ip}]:{sfu.port}" if ip.version == 6 else f"{ip}:{sfu.port}"
+
+
+def ice_servers(turn: TurnService | None) -> list[Mapping[str, Any]]:
+    """The `iceServers` of an RTCPeerConnection: what listens now, with a new credential."""
+    if turn is None:
+        return []
+    return [
+        {name: value for name, value in dataclasses.asdict(server).items() if value is not None}
+        for server in turn.ice_servers()
+    ]
+
+
+def first_of_each_family(addresses: Sequence[str]) -> dict[int, str]:
+    """IP version to the first address of it."""
+    found: dict[int, str] = {}
+    for address in addresses:
+        found.setdefault(ip_address(address).version, address)
+    return found
+
+
+def _values(secrets: Mapping[str, Secret]) -> dict[str, str]:
+    return {name: secret.value for name, secret in secrets.items()}
