@@ -8,7 +8,6 @@ batches and written, one message per TLS record (T6).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -16,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from typing import cast
 
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple, Transport
@@ -25,11 +25,11 @@ from turn.limits import Quota, TokenBucket
 from turn.relays import Origin, PlaneRelays, StreamOrigin, UdpOrigin
 from turn.server import Event, TurnServer
 from turn.settings import TurnSettings
+from turn.tls import TlsStream
 from wire.stun import IPAddress, TransportAddress
 
 logger = logging.getLogger(__name__)
 
-ALPN = ("stun.turn", "stun.nat-discovery")  # RFC 7443
 _SWEEP_INTERVAL = 1.0
 _WRITE_HIGH_WATER_BYTES = 64 * 1024
 _BIND_ATTEMPTS = 16
@@ -68,7 +68,6 @@ class TurnEndpoint:
         self._timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, tls: ssl.SSLContext | None) -> None:
         """Bind and serve.
@@ -103,10 +102,6 @@ class TurnEndpoint:
         self._plane.close()
         for connection in list(self._connections.values()):
             connection.abort()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         for sockets in self._udp:
             for udp in sockets:
                 udp.close()
@@ -284,46 +279,15 @@ class TurnEndpoint:
                 self.counters["requests_limited"] += 1
         self._schedule()
 
+    def tls_stream(self) -> TlsStream:
+        """The server's side of a new TLS connection."""
+        assert self._tls is not None
+        return TlsStream(self._tls)
+
     def pause(self, origin: StreamOrigin, paused: bool) -> None:
         """The connection's transport is full, or has room again."""
         if self._plane.fileno() >= 0:
             self._plane.pause_stream(origin.worker, origin.connection, paused)
-
-    def upgrade(self, connection: _Connection, transport: asyncio.Transport) -> None:
-        """Begin the TLS handshake. Counted as a connection from the first byte on, so that caps hold (X20).
-
-        Runs one turn of the loop after `connection_made`, when the transport has begun to read but has read nothing.
-        """
-        if transport.is_closing():
-            return
-        transport.pause_reading()
-        task = asyncio.get_running_loop().create_task(self._upgrade(connection, transport))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _upgrade(self, connection: _Connection, transport: asyncio.Transport) -> None:
-        assert self._tls is not None
-        try:
-            upgraded = await asyncio.get_running_loop().start_tls(
-                transport,
-                connection,
-                self._tls,
-                server_side=True,
-                ssl_handshake_timeout=self._settings.frame_timeout,
-                ssl_shutdown_timeout=1.0,
-            )
-        except (TimeoutError, OSError) as error:
-            self.counters["tls_handshakes_failed"] += 1
-            connection.abort()
-            # Before the handshake is done asyncio tells nobody that the connection ended.
-            connection.connection_lost(error)
-        except asyncio.CancelledError:
-            connection.abort()
-            connection.connection_lost(None)
-            raise
-        else:
-            if upgraded is not None:
-                connection.secured(upgraded)
 
     @property
     def settings(self) -> TurnSettings:
@@ -350,16 +314,15 @@ class _Connection(asyncio.Protocol):
         self._framer = StreamFramer()
         self._transport: asyncio.Transport | None = None
         self._origin: StreamOrigin | None = None
-        self._secured = transport is Transport.TCP
-        self._early = b""
+        self._tls: TlsStream | None = None
         self._since = endpoint.now()
         settings = endpoint.settings
         self.requests = TokenBucket(settings.requests_per_s, settings.requests_per_s, self._since)
         self.five_tuple = FiveTuple(transport, server, server)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accepted: count it, then serve or begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, base: asyncio.BaseTransport) -> None:
+        """Accepted. Counted before any handshake, so that the caps hold (X20)."""
+        transport = cast(asyncio.Transport, base)  # uvloop's do not inherit from it
         self._transport = transport
         peer = transport.get_extra_info("peername")
         if peer is None:  # gone already
@@ -372,28 +335,23 @@ class _Connection(asyncio.Protocol):
             transport.abort()
             return
         self._origin = StreamOrigin(number % self._endpoint.workers, number)
-        if self._kind is Transport.TLS:
-            asyncio.get_running_loop().call_soon(self._endpoint.upgrade, self, transport)
-        else:
-            transport.set_write_buffer_limits(_WRITE_HIGH_WATER_BYTES)
-
-    def secured(self, transport: asyncio.Transport) -> None:
-        """The handshake is done."""
-        self._transport = transport
-        self._secured = True
         transport.set_write_buffer_limits(_WRITE_HIGH_WATER_BYTES)
-        early, self._early = self._early, b""
-        if early:
-            self.data_received(early)
+        if self._kind is Transport.TLS:
+            self._tls = self._endpoint.tls_stream()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the stream."""
+        """Bytes of the wire."""
         if self._origin is None:
             return
-        if not self._secured:
-            # Arrived with the end of the handshake, one turn of the loop before we get the transport to answer on.
-            self._early += data
-            return
+        if self._tls is not None:
+            try:
+                data = self._tls.receive_data(data)
+            except ssl.SSLError:
+                self._endpoint.counters["tls_failed"] += 1
+                self._flush()
+                self._close()
+                return
+            self._flush()
         broken = False
         try:
             self._framer.receive_data(data, self._endpoint.now())
@@ -404,6 +362,8 @@ class _Connection(asyncio.Protocol):
         if broken:
             self._endpoint.counters["connections_broken"] += 1
             self.abort()
+        elif self._tls is not None and self._tls.finished:
+            self._close()
 
     def write(self, frames: bytes) -> None:
         """Whole messages to the client. One that asks and never reads is cut off."""
@@ -413,11 +373,16 @@ class _Connection(asyncio.Protocol):
         if transport.get_write_buffer_size() > self._endpoint.settings.stream_queue_bytes:
             self._endpoint.counters["connections_stalled"] += 1
             self.abort()
-        elif self._kind is Transport.TLS:
+        elif self._tls is not None:
             for message in split(frames):
-                transport.write(message)
+                self._tls.send_message(message)
+            self._flush()
         else:
             transport.write(frames)
+
+    def _flush(self) -> None:
+        if self._tls is not None and self._transport is not None and (wire := self._tls.data_to_send()):
+            self._transport.write(wire)
 
     def pause_writing(self) -> None:
         """The transport's buffer is above its high-water mark."""
@@ -431,11 +396,11 @@ class _Connection(asyncio.Protocol):
 
     def dawdles(self, now: float, has_allocation: bool) -> str:
         """Why the connection should be closed, if at all."""
-        if not self._secured:
-            return ""  # the handshake has its own timeout
+        settings = self._endpoint.settings
+        if self._tls is not None and not self._tls.established:
+            return "tls_handshake_timeout" if now - self._since > settings.frame_timeout else ""
         if has_allocation:
             self._since = now
-        settings = self._endpoint.settings
         partial_since = self._framer.partial_since
         if partial_since is not None and now - partial_since > settings.frame_timeout:
             return "connections_partial_timeout"
@@ -449,6 +414,11 @@ class _Connection(asyncio.Protocol):
         if origin is not None:
             self._endpoint.forget(self, origin.connection)
         self._transport = None
+
+    def _close(self) -> None:
+        """Close once what is queued has left, an alert for example."""
+        if self._transport is not None:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once."""
@@ -471,17 +441,3 @@ def _bound(address: IPAddress, port: int, kind: int, *, reuse_port: bool = False
         sock.close()
         raise
     return sock
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.2 or newer, with the protocol names of STUN and TURN; a client without ALPN is served too (T5).
-
-    Raises:
-        OSError, ssl.SSLError: the files cannot be read or do not fit together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    with contextlib.suppress(NotImplementedError):
-        context.set_alpn_protocols(list(ALPN))
-    return context

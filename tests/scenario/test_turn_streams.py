@@ -66,7 +66,7 @@ class TestDawdlers:
             reader, writer = await asyncio.open_connection("127.0.0.1", service.tls_port)
             writer.write(b"\x16\x03\x01\x02\x00")
             assert await asyncio.wait_for(reader.read(), 5) == b""
-            assert counter(service, "tls_handshakes_failed") == 1
+            assert counter(service, "tls_handshake_timeout") == 1
             writer.transport.abort()
             await eventually(lambda: service.live_counts()["turn_connections"] == 0)
 

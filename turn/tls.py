@@ -1,0 +1,78 @@
+"""TLS of one connection over memory buffers: bytes of the wire in, bytes of the client out (T5, T6).
+
+`receive_data(wire)` gives what the client said; then `data_to_send()`. One `send_message` is one TLS record (up to
+16 KiB): some clients take one message per read. No sockets, no time.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+ALPN = ("stun.turn", "stun.nat-discovery")  # RFC 7443
+_READ_BYTES = 65536
+
+
+class TlsStream:
+    """The server's side of one connection: handshake, then records."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "established", "finished")
+
+    established: bool
+    """The handshake is done."""
+    finished: bool
+    """The client said goodbye; nothing more comes."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.established = False
+        self.finished = False
+
+    def receive_data(self, data: bytes) -> bytes:
+        """Take bytes of the wire; returns what the client said, in order.
+
+        Raises:
+            ssl.SSLError: not TLS, or a version or certificate that does not suit. An alert may wait in `data_to_send`.
+        """
+        self._incoming.write(data)
+        try:
+            if not self.established:
+                self._tls.do_handshake()
+                self.established = True
+            pieces = []
+            while piece := self._read():
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b""
+        return b"".join(pieces)
+
+    def _read(self) -> bytes:
+        try:
+            piece = self._tls.read(_READ_BYTES)
+        except ssl.SSLWantReadError:
+            return b""
+        self.finished = not piece  # an empty read is the client's close_notify
+        return piece
+
+    def send_message(self, message: bytes) -> None:
+        """Queue one message. Only once `established`."""
+        self._tls.write(message)
+
+    def data_to_send(self) -> bytes:
+        """Bytes for the wire since asked last."""
+        return self._outgoing.read()
+
+
+def server_context(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 or newer, with the protocol names of STUN and TURN; a client without ALPN is served too (T5).
+
+    Raises:
+        OSError, ssl.SSLError: the files cannot be read or do not fit together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(list(ALPN))
+    return context
