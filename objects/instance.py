@@ -114,10 +114,11 @@ class Instance:
         self._idle_timer: Timer | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._begun = 0
-        # Everything waits until the constructor, a section of its own, has ended.
-        self.input.begin(self.input.root, lambda section: setattr(self, "_constructor", section))
-        self._constructor: Section
+        self._started: asyncio.Future[None] = self.loop.create_future()
         self._context = self._context_of(self.input.root)
+        # Everything waits until the constructor, a section of its own, has ended.
+        self.input.begin(self.input.root, self._begin_constructor)
+        self._constructor: Section
 
     # Life
 
@@ -127,25 +128,36 @@ class Instance:
         Args:
             after: the end of the previous life, if it is not over yet.
         """
-        ports = self.home.ports
         try:
             if after is not None:
                 await after
-            self._claim = await ports.placement.claim(self.object_id)
-            if ports.connections is not None:
-                await ports.connections.attach(self.object_id)
-            self._open_storage(self._claim, await ports.storage.load(self._claim))
-            self.object = self._context_of(self._constructor).run(self._construct, self)
+            await self._prepare()
         except Exception as error:
             if self.error is None:
                 log.warning("%s could not start: %r", self.object_id.key, error)
             self.break_(error)
-            return
         except Aborted:
-            return
+            pass  # by the constructor
+        else:
+            if self.state is State.STARTING:
+                self.state = State.RUNNING
+                self.input.end(self._constructor)
+        finally:
+            self._started.set_result(None)
+
+    async def _prepare(self) -> None:
+        ports = self.home.ports
+        self._claim = await ports.placement.claim(self.object_id)
+        if ports.connections is not None:
+            await ports.connections.attach(self.object_id)
+        path = await ports.storage.load(self._claim)
+        # The host may have given up on it meanwhile.
         if self.state is State.STARTING:
-            self.state = State.RUNNING
-            self.input.end(self._constructor)
+            self._open_storage(self._claim, path)
+            self.object = self._context_of(self._constructor).run(self._construct, self)
+
+    def _begin_constructor(self, section: Section) -> None:
+        self._constructor = section
 
     def break_(self, error: Exception) -> None:
         """Reset: nothing of this instance runs, commits or leaves any more; callers get `error`, connections end."""
@@ -252,6 +264,7 @@ class Instance:
 
     async def _close(self, close_file: Callable[[], None] | None) -> None:
         try:
+            await self._started
             if self._tasks:
                 await asyncio.wait(set(self._tasks))
             if close_file is not None:
@@ -323,9 +336,9 @@ class Instance:
         self._begun += 1
         if event.timeout is not None:
             event.timer = self.home.ports.clock.call_later(event.timeout, lambda: self._timed_out(event))
-        task = self._task(
-            self._handle(event), event.section or self.input.root, self._context.copy(), True, event.cause
-        )
+        section = event.section or self.input.root
+        context = self._context.copy() if event.section is None else self._context_of(section)
+        task = self._task(self._handle(event), section, context, True, event.cause)
         task.add_done_callback(lambda task: self._finished(event, task))
         if event.reply is not None:
             # A caller that stops waiting stops the handler, as with any awaited coroutine.
@@ -417,19 +430,16 @@ class Instance:
             )
             task.add_done_callback(lambda task: self._section_ended(section, task, timer, result, breaks))
 
+        self.input.begin(self.section_now(), begin)
+        # Until the section has ended, also if whoever called gives up.
         self.blockers.add(TASK)
-        result.add_done_callback(lambda _: self.blockers.remove(TASK))
-        try:
-            self.input.begin(self.section_now(), begin)
-        except UsageError:
-            result.cancel()
-            raise
         return result
 
     def _section_ended(
         self, section: Section, task: asyncio.Task[T], timer: Timer, result: asyncio.Future[T], breaks: bool
     ) -> None:
         timer.cancel()
+        self.blockers.remove(TASK)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if self.state is State.GONE:
             result.cancel()

@@ -143,8 +143,56 @@ class TestInputGate:
         env["ns"] = world.serve(Asker, env)
         assert await env["ns"].get_by_name("a").ask("b") == "from inside"
 
+    async def test_such_a_callback_may_start_tasks_and_sections_of_its_own(self, world: World) -> None:
+        class Asker(Base):
+            async def ask(self, name: str) -> Any:
+                async def inside() -> Any:
+                    return await self.env["ns"].get_by_name(name).call_back(self.answer)
+
+                return await self.ctx.block_concurrency_while(inside)
+
+            async def answer(self) -> list[Any]:
+                async def section() -> str:
+                    return "section"
+
+                return await asyncio.gather(asyncio.sleep(0, "task"), self.ctx.block_concurrency_while(section))
+
+            async def call_back(self, function: Any) -> Any:
+                return await function()
+
+        env: dict[str, Any] = {}
+        env["ns"] = world.serve(Asker, env)
+        async with asyncio.timeout(5):
+            assert await env["ns"].get_by_name("a").ask("b") == ["task", "section"]
+
 
 class TestCriticalSections:
+    async def test_a_section_goes_on_and_keeps_the_object_when_its_caller_gives_up(self, world: World) -> None:
+        go = asyncio.Event()
+
+        class Sectioned(Base):
+            async def section(self) -> None:
+                await self.ctx.block_concurrency_while(self.inside)
+
+            async def inside(self) -> None:
+                await go.wait()
+                self.notes.append("done")
+
+        stub = world.serve(Sectioned).get_by_name("a")
+
+        async def caller() -> None:
+            await stub.section()
+
+        call = asyncio.ensure_future(caller())
+        await world.host.settle()
+        call.cancel()
+        await world.advance(20)
+        assert world.host.awake()[stub.id.key]["task"] == 1
+        go.set()
+        assert await stub.noted() == ["done"]
+        await world.advance(11)
+        assert world.awake() == 0
+
     async def test_g02_a_section_that_raises_resets_the_object_once(self, world: World) -> None:
         class Failing(Base):
             async def fail(self) -> None:

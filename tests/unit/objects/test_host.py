@@ -168,6 +168,28 @@ class TestStopping:
         with pytest.raises(HostStopping):
             await call
 
+    async def test_one_that_is_still_starting_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        world, go = World(tmp_path, Limits(stop_s=0.05)), asyncio.Event()
+        engine: Any = world.drivers.ports.storage
+        load = engine.load
+
+        async def slow(claim: Any) -> Any:
+            await go.wait()
+            return await load(claim)
+
+        engine.load = slow
+        call = world.serve(Counter).get_by_name("a").increment()
+        await asyncio.sleep(0.01)
+        stopping = asyncio.ensure_future(world.stop())
+        with pytest.raises(HostStopping):
+            await call
+        assert not stopping.done()
+        go.set()
+        await stopping
+        assert len(world.host.files) == 0
+        placement: Any = world.drivers.ports.placement
+        assert placement._claimed == {}
+
     async def test_the_loops_task_factory_is_put_back(self, tmp_path: Path) -> None:
         loop, made = asyncio.get_running_loop(), []
 
