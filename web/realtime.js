@@ -165,6 +165,10 @@ export class RealtimeClient extends EventTarget {
     this.#wake();
   }
 
+  get #isConnected() {
+    return this.peerConnection?.connectionState === "connected";
+  }
+
   get #closed() {
     return this.#closing.signal.aborted;
   }
@@ -409,7 +413,7 @@ export class RealtimeClient extends EventTarget {
     for (let attempt = 0; ; attempt++) {
       try {
         const answer = await this.#fetch(method, path, body);
-        if (this.state === "unreachable") this.#setState("reconnecting");
+        if (this.state === "unreachable") this.#setState(this.#isConnected ? "connected" : "reconnecting");
         return answer;
       } catch (error) {
         if (this.#closed || (error instanceof ApiError && !error.transient)) throw error;

@@ -220,6 +220,17 @@ class TestTrouble:
             await press(page, "Join")
             await expect(page.get_by_role("status")).to_have_text("Connected")
 
+    async def test_an_api_that_fails_for_a_while_is_named_and_asked_again(self, pages: tuple[Page, Page]) -> None:
+        """The session lives on meanwhile: nothing is connected anew."""
+        ada, _ = pages
+        await frames_advance(ada)
+        await ada.route("**/tracks/update", lambda route: route.fulfill(status=503, body="busy"))
+        await press(ada, "Save data")
+        await expect(ada.get_by_role("status")).to_have_text("The server does not answer")
+        await ada.unroute_all()
+        await expect(ada.get_by_role("status")).to_have_text("Connected")
+        assert await ada.evaluate("peerConnections.length") == 1
+
     async def test_a_lost_session_is_replaced_without_the_persons_doing(self, pages: tuple[Page, Page]) -> None:
         ada, bob = pages
         await frames_advance(bob)
