@@ -259,6 +259,7 @@ cdef inline void sender_commit(Sender *s, Socket *socket, const Address *to, uin
             and t.size + size <= TRAIN_BYTES_MAX
             and t.segment_size <= SEGMENT_SIZE_MAX
             and t.blocked == blocked
+            and t.keep == keep
             and same_address(&t.to, to)
         ):
             t.size += size

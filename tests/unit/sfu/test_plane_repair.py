@@ -145,7 +145,6 @@ class TestAnsweringSubscribers:
             subscriber.wait(lambda: len(subscriber.rtp) == 5)
             assert subscriber.rtp[4].payload[2:] == subscriber.rtp[1].payload
 
-
     def test_cache_and_ledger_grow_with_the_stream(self, plane: Plane) -> None:
         """CACHE-1: a packet of a second ago is served, however many came since."""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
