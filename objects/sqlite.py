@@ -16,7 +16,7 @@ import secrets
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }
 MAX_SQL_BYTES = 100_000
+LOCK_WAIT_S = 0.25
 LOG_KEEP_BYTES = 1024 * 1024
 """What is left of a long log's file after it was folded."""
 
@@ -155,6 +156,7 @@ class Database:
         self._max_bytes = max_bytes
         self._on_critical = on_critical
         self._connection: sqlite3.Connection | None = None
+        self._closing: Future[None] | None = None
         self._has_tables = False
         self._tables_are_new = False
         self._trusted = False
@@ -274,7 +276,7 @@ class Database:
         connection, self._connection = self._connection, None
         self._files.forget(self)
         if connection is not None:
-            self._files.closer.submit(_fold_and_close, connection)
+            self._closing = self._files.closer.submit(_fold_and_close, connection)
 
     def close(self) -> Callable[[], None]:
         """Undo what is not committed and end the use of the file; call what is returned, off the loop."""
@@ -308,11 +310,16 @@ class Database:
         return critical
 
     def _open(self) -> sqlite3.Connection:
+        if self._closing is not None:
+            # Closing the last connection locks the file; wanting it back at that moment is rare.
+            self._closing.result()
+            self._closing = None
         try:
             if not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 _write_new(self.path)
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            # Nobody else uses the file, so waiting for a lock would only hold the loop up.
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S)
         except (OSError, sqlite3.Error) as error:
             raise self._failed_to_open(error) from error
         try:

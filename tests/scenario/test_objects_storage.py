@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from objects.embedded import LocalDrivers
 from objects.errors import (
     LimitExceeded,
     NotSerializable,
@@ -19,6 +21,7 @@ from objects.errors import (
     StorageCorrupt,
     StorageError,
     StorageFull,
+    StorageLocked,
     UsageError,
 )
 from objects.limits import Limits
@@ -624,10 +627,18 @@ class TestFiles:
         assert bench.path.read_bytes() == before
         assert await bench.namespace.get_by_name("other").ping() == "pong"
 
-    async def test_a_data_folder_has_one_process(self, bench: Bench) -> None:
-        from objects.embedded import LocalDrivers
-        from objects.errors import StorageLocked
+    async def test_a_file_locked_by_somebody_else_is_a_clear_error(self, bench: Bench) -> None:
+        await bench.run(lambda storage: storage.put("k", 1))
+        other = sqlite3.connect(bench.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageLocked) as caught:
+            await bench.run(lambda storage: storage.put("k", 2))
+        assert caught.value.retryable
+        other.execute("ROLLBACK")
+        other.close()
+        assert await bench.run(lambda storage: storage.get("k")) == 1
 
+    async def test_a_data_folder_has_one_process(self, bench: Bench) -> None:
         with pytest.raises(StorageLocked):
             LocalDrivers(bench.world.root)
 
