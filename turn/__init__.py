@@ -1,1 +1,24 @@
-"""TURN (RFC 8656) and STUN (RFC 8489) server."""
+"""A TURN and STUN server (RFC 8656, RFC 8489) with the HTTP API that hands out its credentials.
+
+`TurnService` is the whole of it for others: `start`, `close`, `stats`, `ice_servers`. Inside, Python decides and Cython
+relays: `TurnServer` answers requests and tells a `RelayPlane` who may send what to whom; the plane's threads repeat that
+decision per packet, without the GIL.
+
+Clients by UDP, TCP and TLS; relays by UDP, IPv4 and IPv6. Non-goals, each refused with its error code: TCP relays
+(RFC 6062, 442), mobility (RFC 8016, 405), third-party tokens (RFC 7635), DTLS towards clients, ICMP relaying.
+
+Where to look:
+
+| to change | open |
+|---|---|
+| what a request does, in which order, with which code | `server.py` |
+| who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py` |
+| which peers may be reached | `policy.py` |
+| ports, reservations | `relaypool.py`, `relayports.py` |
+| lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
+| what happens per packet | `_relay/table.pxd` (and `_reference.py`, its plain-Python twin) |
+| threads, batches, sockets of relays | `_relay/plane.pyx` |
+| TCP, TLS, timeouts of connections | `endpoint.py`, `framing.py`, `tls.py` |
+| limits | `settings.py` |
+| the HTTP API | `routes.py` |
+"""

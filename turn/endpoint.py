@@ -20,10 +20,11 @@ from typing import cast
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple, Transport
 from turn.errors import StreamError
+from turn.events import Event
 from turn.framing import StreamFramer, split
 from turn.limits import Quota, TokenBucket
 from turn.relays import Origin, PlaneRelays, StreamOrigin, UdpOrigin
-from turn.server import Event, TurnServer
+from turn.server import TurnServer
 from turn.settings import TurnSettings
 from turn.tls import TlsStream
 from wire.stun import IPAddress, TransportAddress

@@ -26,18 +26,18 @@ from turn.allocation import LIFETIME_DEFAULT, Allocation, CloseReason, FiveTuple
 from turn.auth import Authenticated, Authenticator
 from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHANNEL_MIN, BindResult, ChannelTable
 from turn.errors import StunRefusal
+from turn.events import AllocationClosed, AllocationCreated, Event
 from turn.limits import Quota, SourceLimiter, TokenBucket
-from turn.permission import PERMISSION_LIFETIME, PermissionTable
+from turn.permission import PERMISSION_LIFETIME
 from turn.policy import PeerPolicy, Verdict
 from turn.ports import RelayPlane, RelayUsage
-from turn.relayports import PortPool
+from turn.relaypool import RelayAddress, RelayPool
 from turn.settings import TurnSettings
 from turn.usage import add
 from wire import stun
 from wire.errors import StunAttributeError, StunError
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
 
-RESERVATION_LIFETIME = 30.0  # A15
 TRANSACTION_LIFETIME = 40.0  # S14
 TRANSACTIONS_MAX = 8192
 _SMALLEST_ALLOCATE_BYTES = 28  # X10: header and REQUESTED-TRANSPORT
@@ -76,53 +76,12 @@ Attributes = list[tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class AllocationCreated:
-    """A client got relayed addresses."""
-
-    five_tuple: FiveTuple
-    username: str
-    relayed: tuple[TransportAddress, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AllocationClosed:
-    """An allocation ended, with what it carried."""
-
-    five_tuple: FiveTuple
-    username: str
-    reason: CloseReason
-    usage: RelayUsage
-
-
-Event = AllocationCreated | AllocationClosed
-
-
-@dataclass(frozen=True, slots=True)
 class Redirect:
     """Where new clients are sent instead (R1)."""
 
     servers: tuple[TransportAddress, ...]
     domain: str = ""
     """Certificate name, for clients over TLS."""
-
-
-@dataclass(slots=True)
-class _Reservation:
-    """A held odd port, waiting for its token (A15)."""
-
-    username: str
-    handle: int
-    local: TransportAddress
-    expires_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class RelayAddress:
-    """An address of this host that relays are bound to."""
-
-    local: IPAddress
-    external: IPAddress
-    pool: PortPool
 
 
 class TurnServer:
@@ -143,10 +102,10 @@ class TurnServer:
         self._authenticator = authenticator
         self._policy = policy
         self._plane = plane
-        self._relay_addresses: dict[int, RelayAddress] = {a.local.version: a for a in reversed(relay_addresses)}
-        self._token_bytes = token_bytes
+        self._pool = RelayPool(
+            relay_addresses, plane, policy, permissions_max=settings.permissions_max, token_bytes=token_bytes
+        )
         self._allocations: dict[FiveTuple, Allocation] = {}
-        self._reservations: dict[bytes, _Reservation] = {}
         self._expiries: list[tuple[float, int, FiveTuple]] = []
         self._sequence = 0
         self._transactions: OrderedDict[tuple[FiveTuple, bytes], tuple[float, bytes]] = OrderedDict()
@@ -157,10 +116,6 @@ class TurnServer:
         self._draining = False
         self._to_send: list[tuple[FiveTuple, bytes]] = []
         self._events: list[Event] = []
-        for address in relay_addresses:
-            for ip in {address.local, address.external}:
-                plane.restrict_address(ip)
-        self._put_in_force(policy)
 
     # Inputs.
 
@@ -202,8 +157,7 @@ class TurnServer:
             self._expire(allocation, now)
             if five_tuple in self._allocations:
                 self._schedule(allocation)
-        for token in [t for t, reservation in self._reservations.items() if reservation.expires_at <= now]:
-            self._release_reservation(token)
+        self._pool.handle_timeout(now)
         while self._transactions and next(iter(self._transactions.values()))[0] <= now:
             self._transactions.popitem(last=False)
 
@@ -214,13 +168,11 @@ class TurnServer:
 
     def reload_policy(self, policy: PeerPolicy, now: float) -> None:
         """Put another filter in force; what it denies stops at once (D5)."""
-        for endpoint in self._policy.endpoints:
-            self._plane.deny_port(endpoint)
         self._policy = policy
-        self._put_in_force(policy)
+        self._pool.change_policy(policy)
         for allocation in self._allocations.values():
             for relay in allocation.relays:
-                self._announce(relay)
+                self._pool.announce(relay)
         for allocation in self._allocations.values():
             for relay in allocation.relays:
                 for ip in relay.permissions.live(now):
@@ -237,8 +189,7 @@ class TurnServer:
         """End everything. Idempotent."""
         for allocation in list(self._allocations.values()):
             self._close(allocation, CloseReason.SHUTDOWN)
-        for token in list(self._reservations):
-            self._release_reservation(token)
+        self._pool.release_reservations()
         self._expiries.clear()
         self._transactions.clear()
 
@@ -256,7 +207,9 @@ class TurnServer:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
-        times = [reservation.expires_at for reservation in self._reservations.values()]
+        times = []
+        if (reservation_ends := self._pool.next_timeout()) is not None:
+            times.append(reservation_ends)
         if self._expiries:
             times.append(self._expiries[0][0])
         if self._transactions:
@@ -278,8 +231,8 @@ class TurnServer:
         """Live objects by kind; all 0 after `close`."""
         return {
             "allocations": len(self._allocations),
-            "relays": sum(len(a.relays) for a in self._allocations.values()) + len(self._reservations),
-            "reservations": len(self._reservations),
+            "relays": sum(len(a.relays) for a in self._allocations.values()) + self._pool.reservations(),
+            "reservations": self._pool.reservations(),
             "transactions": len(self._transactions),
             "users": len(self._user_quota),
             "sources": len(self._source_quota),
@@ -367,10 +320,8 @@ class TurnServer:
         if token is not None:
             if len(token) != 8 or even_port is not None or requested is not None or additional is not None:
                 raise StunRefusal(400)  # A6
-            reservation = self._reservations.get(token)
-            # The token travels in clear text over UDP: only its owner may use it (A16).
-            if reservation is None or reservation.expires_at <= now or reservation.username != auth.credential.username:
-                raise StunRefusal(508)  # A7
+            if not self._pool.is_reserved(token, auth.credential.username, now):
+                raise StunRefusal(508)  # A7, A16
         if requested is not None and additional is not None:
             raise StunRefusal(400)  # A8
         if additional is not None and (additional >> 24 == 1 or reserve):
@@ -379,7 +330,7 @@ class TurnServer:
             if family is not None and family >> 24 not in _FAMILIES:
                 raise StunRefusal(440)  # A9
         first = 4 if requested is None else _FAMILIES[requested >> 24]
-        if token is None and first not in self._relay_addresses:
+        if token is None and not self._pool.has_family(first):
             raise StunRefusal(440)  # A9, A10
 
         seconds_left = self._authenticator.seconds_left(auth.credential)
@@ -403,16 +354,16 @@ class TurnServer:
             answer: Attributes = []
             relays: list[Relay] = []
             if token is not None:
-                reservation = self._reservations.pop(token)
-                undo.callback(self._reservations.__setitem__, token, reservation)
-                relays.append(self._relay(reservation.handle, reservation.local, expires_at))
+                relays.append(self._pool.claim(undo, token, expires_at))
             else:
-                relays.append(self._open_relay(undo, first, expires_at, even=even_port is not None, pair=reserve))
+                relays.append(self._pool.open(undo, first, expires_at, even=even_port is not None, pair=reserve))
                 if reserve:
-                    answer.append((Attr.RESERVATION_TOKEN, self._reserve(undo, relays[0], auth, now)))
+                    answer.append(
+                        (Attr.RESERVATION_TOKEN, self._pool.reserve(undo, relays[0], auth.credential.username, now))
+                    )
                 if additional is not None:
                     try:
-                        relays.append(self._open_relay(undo, 6, expires_at))
+                        relays.append(self._pool.open(undo, 6, expires_at))
                     except StunRefusal as refusal:  # A13
                         failure = bytes((2, 0)) + stun.error_code(refusal.code)[2:]
                         answer.append((Attr.ADDRESS_ERROR_CODE, failure))
@@ -432,7 +383,7 @@ class TurnServer:
         self._allocations[five_tuple] = allocation
         self._schedule(allocation)
         for relay in relays:
-            self._announce(relay)
+            self._pool.announce(relay)
         relayed = tuple(relay.external for relay in relays)
         self._events.append(AllocationCreated(five_tuple, allocation.username, relayed))
         return [
@@ -456,7 +407,7 @@ class TurnServer:
             else:
                 for relay in relays:
                     allocation.relays.remove(relay)
-                    self._close_relay(relay)
+                    self._pool.close(relay)
             return [(Attr.LIFETIME, stun.uint32(0))]  # RF1
         expires_at = self._expiry(lifetime, allocation.ends_at, now)
         for relay in relays:
@@ -512,12 +463,6 @@ class TurnServer:
 
     # Steps that requests share.
 
-    def _put_in_force(self, policy: PeerPolicy) -> None:
-        self._plane.deny_peer_ports(policy.denied_ports)
-        for endpoint in policy.endpoints:
-            self._plane.restrict_address(endpoint.ip)
-            self._plane.allow_port(endpoint)
-
     def _check_admission(self, five_tuple: FiveTuple) -> None:
         client = five_tuple.client.ip
         if any(client in network for network in _TUNNEL_CLIENTS):
@@ -560,63 +505,6 @@ class TurnServer:
     def _permit(self, relay: Relay, ip: IPAddress, expires_at: float) -> None:
         self._plane.permit(relay.handle, ip, relay.permissions.install(ip, expires_at))
 
-    # Relays.
-
-    def _open_relay(
-        self, undo: ExitStack, version: int, expires_at: float, *, even: bool = False, pair: bool = False
-    ) -> Relay:
-        """A bound relay socket of the family; raises 440 or 508."""
-        address = self._relay_addresses.get(version)
-        if address is None:
-            raise StunRefusal(440)
-        for attempts, port in enumerate(address.pool.candidates(even=even, pair=pair)):
-            local = TransportAddress(address.local, port)
-            handle = self._plane.open_relay(local)
-            if handle is not None:
-                relay = self._relay(handle, local, expires_at)
-                address.pool.take(port)
-                undo.callback(self._close_relay, relay)
-                return relay
-            if attempts >= 8:  # A22: another process holds a port now and then, not nine in a row
-                break
-        raise StunRefusal(508)
-
-    def _reserve(self, undo: ExitStack, relay: Relay, auth: Authenticated, now: float) -> bytes:
-        """Hold the port above `relay`'s and return its token (A15)."""
-        local = TransportAddress(relay.local.ip, relay.local.port + 1)
-        handle = self._plane.open_relay(local)
-        if handle is None:
-            raise StunRefusal(508)
-        self._relay_addresses[relay.version].pool.take(local.port)
-        token = self._token_bytes(8)
-        username = auth.credential.username
-        self._reservations[token] = _Reservation(username, handle, local, now + RESERVATION_LIFETIME)
-        undo.callback(self._release_reservation, token)
-        return token
-
-    def _relay(self, handle: int, local: TransportAddress, expires_at: float) -> Relay:
-        external = TransportAddress(self._relay_addresses[local.ip.version].external, local.port)
-        return Relay(handle, local, external, expires_at, PermissionTable(self._settings.permissions_max))
-
-    def _announce(self, relay: Relay) -> None:
-        """From now on other clients of this server may name it as peer (X8)."""
-        for address in {relay.local, relay.external}:
-            self._policy.relay_opened(address)
-            self._plane.allow_port(address)
-
-    def _close_relay(self, relay: Relay) -> RelayUsage:
-        for address in {relay.local, relay.external}:
-            self._policy.relay_closed(address)
-            self._plane.deny_port(address)
-        usage = self._plane.close_relay(relay.handle)
-        self._relay_addresses[relay.version].pool.release(relay.local.port)
-        return usage
-
-    def _release_reservation(self, token: bytes) -> None:
-        reservation = self._reservations.pop(token)
-        self._plane.close_relay(reservation.handle)
-        self._relay_addresses[reservation.local.ip.version].pool.release(reservation.local.port)
-
     # Ends.
 
     def _schedule(self, allocation: Allocation) -> None:
@@ -635,11 +523,11 @@ class TurnServer:
             return
         for relay in expired:
             allocation.relays.remove(relay)
-            self._close_relay(relay)
+            self._pool.close(relay)
 
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
-        totals = [self._close_relay(relay) for relay in allocation.relays]
+        totals = [self._pool.close(relay) for relay in allocation.relays]
         usage = add(*totals)
         self._user_quota.release(allocation.quota_identity)
         self._source_quota.release(allocation.five_tuple.client.ip)

@@ -24,12 +24,14 @@ from turn.credentials import (
 )
 from turn.endpoint import TurnEndpoint
 from turn.errors import ConfigurationError, InvalidParams, UsageError
+from turn.events import AllocationClosed, AllocationCreated, Event
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.policy import PeerPolicy
 from turn.ports import RelayUsage
+from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
-from turn.server import AllocationClosed, AllocationCreated, Event, Redirect, RelayAddress, TurnServer
+from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
 from turn.tls import server_context
 from turn.usage import Party, UsageLedger

@@ -11,8 +11,9 @@ from turn.allocation import FiveTuple, Transport
 from turn.auth import PASSWORD_ALGORITHMS, Authenticator
 from turn.credentials import CredentialChain, CredentialIssuer, RestSecrets, StaticUsers, derive_keys, userhash
 from turn.policy import PeerPolicy
+from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
-from turn.server import RelayAddress, TurnServer
+from turn.server import TurnServer
 from turn.settings import TurnSettings
 from wire import stun
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress

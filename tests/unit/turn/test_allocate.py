@@ -20,8 +20,9 @@ from tests.support.turn_harness import (
 from turn._reference import Dropped, ToPeer
 from turn.allocation import CloseReason, Transport
 from turn.errors import ConfigurationError
+from turn.events import AllocationClosed, AllocationCreated
 from turn.relayports import PortPool
-from turn.server import AllocationClosed, AllocationCreated, Redirect
+from turn.server import Redirect
 from wire import stun
 from wire.stun import Attr, MessageClass, Method, TransportAddress
 
