@@ -11,16 +11,13 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.certificates import make_certificate
 from tests.support.server import Server, running_server
 from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES
 
@@ -133,7 +130,7 @@ class TestStart:
 
 class TestTls:
     async def test_a_certificate_and_its_key_make_it_https(self, tmp_path: Path) -> None:
-        certificate, key = _self_signed(tmp_path)
+        certificate, key = make_certificate(tmp_path)
         flags = ("--http-tls-certificate", str(certificate), "--http-tls-key", str(key))
         async with running_server(*NO_MEDIA, *flags) as server:
             assert server.url.startswith("https://")
@@ -187,29 +184,6 @@ class TestBounds:
                 break
             await asyncio.sleep(0.05)
         assert b"200 OK" in answer
-
-
-def _self_signed(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate_path, key_path
 
 
 class TestMedia:

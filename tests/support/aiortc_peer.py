@@ -21,6 +21,8 @@ from aiortc import (
     RTCBundlePolicy,
     RTCConfiguration,
     RTCDtlsTransport,
+    RTCIceServer,
+    RTCIceTransportPolicy,
     RTCPeerConnection,
     RTCRtpSender,
     RTCSessionDescription,
@@ -105,10 +107,16 @@ class PulledTrack:
 class AiortcPeer:
     """One session. Use `open_peer`."""
 
-    def __init__(self, api: Api, session_id: str) -> None:
+    def __init__(self, api: Api, session_id: str, relays: Sequence[RTCIceServer] = ()) -> None:
         self.api = api
         self.session_id = session_id
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
+        self.connection = RTCPeerConnection(
+            RTCConfiguration(
+                iceServers=list(relays),
+                iceTransportPolicy=RTCIceTransportPolicy.RELAY if relays else RTCIceTransportPolicy.ALL,
+                bundlePolicy=RTCBundlePolicy.MAX_BUNDLE,
+            )
+        )
         self.recording = Recording()
         self.edit_sdp: Callable[[str], str] = lambda sdp: sdp
         """Applied to each description of the server before aiortc sees it."""
@@ -245,11 +253,11 @@ def _pulled_tracks(offer: str, names: dict[str, str]) -> list[PulledTrack]:
 
 
 @asynccontextmanager
-async def open_peer(server: Server) -> AsyncIterator[AiortcPeer]:
-    """A new session and its peer connection; both end with the context."""
+async def open_peer(server: Server, *, relays: Sequence[RTCIceServer] = ()) -> AsyncIterator[AiortcPeer]:
+    """A new session and its peer connection; both end with the context. With `relays` it uses nothing but them."""
     api = Api(server)
     session = await api.call("POST", "/sessions/new", status=201)
-    peer = AiortcPeer(api, session["sessionId"])
+    peer = AiortcPeer(api, session["sessionId"], relays)
     try:
         yield peer
     finally:
