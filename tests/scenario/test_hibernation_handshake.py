@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
+import random
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -339,6 +341,42 @@ class TestDeflate:
         async with gateway() as room, connect(f"ws://127.0.0.1:{room.port}/echo") as client:
             assert client.response is not None
             assert "Sec-WebSocket-Extensions" not in client.response.headers
+
+
+class TestChurn:
+    @pytest.mark.parametrize("tls", [False, True])
+    async def test_clients_come_and_go_in_every_way_and_no_descriptor_stays(
+        self, tls: bool, certificate: dict[str, str]
+    ) -> None:
+        trust = ssl.create_default_context(cafile=certificate["ssl_certfile"])
+        options: dict[str, Any] = {"ssl": trust} if tls else {}
+        chance = random.Random(7)
+        async with gateway(tls=certificate if tls else None) as room:
+
+            async def visit(number: int) -> None:
+                path = chance.choice(["/room", "/room?tag", "/echo", "/bye"])
+                way = chance.choice(["close", "abort", "bare", "nonsense"])
+                async with connect(f"{'wss' if tls else 'ws'}://localhost:{room.port}{path}", **options) as client:
+                    if path != "/bye":
+                        await client.send(f"hello {number}")
+                    if way == "abort":
+                        client.transport.abort()
+                    elif way == "bare":
+                        client.transport.write(b"\x88\x80abcd")
+                    elif way == "nonsense":
+                        client.transport.write(b"\xff" * 20)
+
+            await asyncio.gather(*(visit(number) for number in range(4)))
+            await until(lambda: room.table.counters()["rows"] == 0)
+            await asyncio.sleep(0.05)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(5):
+                await asyncio.gather(*(visit(number) for number in range(12)))
+                room.script.hibernate()
+            await until(lambda: room.table.counters()["rows"] == 0)
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+            counters = room.table.counters()
+            assert counters["inbound_bytes"] == counters["outbound_bytes"] == 0
 
 
 class TestStopping:
