@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from objects.commits import Commits
-from objects.errors import LimitExceeded, SqlError, UsageError
+from objects.errors import LimitExceeded, ObjectError, SqlError, UsageError
 from objects.metering import Meter
 from objects.sqlite import MAX_SQL_BYTES, Database
 
@@ -82,16 +82,16 @@ class SqlCursor:
             raise StopIteration
         self._commits.reading()
         try:
-            row = self._cursor.fetchone()
-        except sqlite3.Error as error:
+            row = self._database.fetch(self._cursor)
+        except ObjectError:
             self._close()
-            raise self._database.translate(error) from error
+            raise
         if row is None:
             self._close()
             raise StopIteration
         self.rows_read += 1
         self._meter.rows_read += 1
-        return tuple(row)
+        return row
 
     def _close(self) -> None:
         if self._end is not None:
@@ -131,7 +131,7 @@ class Sql:
             LimitExceeded: more than 100,000 bytes of SQL, 100 bindings, or a value of more than 4 MiB.
             SqlForbidden: transaction control, ATTACH, most PRAGMAs, our own tables, foreign virtual tables.
             SqlError: empty, malformed, wrong number of bindings, or a broken constraint.
-            StorageError: the file failed; the instance is being reset.
+            StorageError: the file failed, or the statement computed for over ten seconds; the instance is being reset.
         """
         if len(query.encode("utf-8", "surrogatepass")) > MAX_SQL_BYTES:
             raise LimitExceeded("SQL text in bytes", MAX_SQL_BYTES)

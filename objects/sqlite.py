@@ -11,9 +11,11 @@ Files are opened on first use and closed when not used: `OpenFiles` bounds how m
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -51,6 +53,8 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
 }
 MAX_SQL_BYTES = 100_000
+STATEMENT_S = 10.0
+"""How long one step of a user's statement may compute; the loop stands still meanwhile. Longer resets the object."""
 LOCK_WAIT_S = 0.25
 LOG_KEEP_BYTES = 1024 * 1024
 """What is left of a long log's file after it was folded."""
@@ -160,6 +164,7 @@ class Database:
         self._has_tables = False
         self._tables_are_new = False
         self._trusted = False
+        self._deadline = math.inf
         self._refusal: str | None = None
         self._closed = False
 
@@ -197,10 +202,24 @@ class Database:
             StorageError: the file failed; the instance is being reset.
         """
         self._refusal = None
+        self._deadline = time.monotonic() + STATEMENT_S
         try:
             return self.connection.execute(sql, bindings)
         except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
             raise self.translate(error) from error
+
+    def fetch(self, cursor: sqlite3.Cursor) -> tuple[Any, ...] | None:
+        """Return the next row of a statement of user code.
+
+        Raises:
+            SqlError, StorageError: as `run_user`.
+        """
+        self._deadline = time.monotonic() + STATEMENT_S
+        try:
+            row: tuple[Any, ...] | None = cursor.fetchone()
+        except sqlite3.Error as error:
+            raise self.translate(error) from error
+        return row
 
     def begin(self) -> None:
         """Open the transaction that collects the writes of this turn of the loop, if it is not open."""
@@ -338,6 +357,7 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
             self._has_tables = connection.execute(_HAS_TABLES).fetchone()[0] == len(_SCHEMA)
             connection.set_authorizer(self._authorize)
+            connection.set_progress_handler(self._too_long, 100_000)
         except sqlite3.Error as error:
             connection.close()
             raise self._failed_to_open(error) from error
@@ -350,6 +370,9 @@ class Database:
         failure = StorageError(f"{self.path.name}: {error}")
         self._on_critical(failure)
         return failure
+
+    def _too_long(self) -> bool:
+        return not self._trusted and time.monotonic() > self._deadline
 
     def _authorize(
         self, action: int, first: str | None, second: str | None, _db: str | None, _inner: str | None
@@ -398,6 +421,7 @@ _EMPTY = _empty_page()
 def _fold_and_close(connection: sqlite3.Connection) -> None:
     # Closing the last connection moves the log into the file: that has to be flushed.
     connection.set_authorizer(None)
+    connection.set_progress_handler(None, 0)
     with contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA synchronous = FULL")
     connection.close()

@@ -537,6 +537,21 @@ class TestSql:
         await bench.run(script)
         assert bench.namespace.meter.resets == 0
 
+    @pytest.mark.parametrize("first", ["", "SELECT 0 AS x UNION ALL "], ids=["at once", "while reading"])
+    async def test_a_statement_that_never_ends_resets_the_object(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, first: str
+    ) -> None:
+        monkeypatch.setattr("objects.sqlite.STATEMENT_S", 0.05)
+
+        async def script(storage: Storage) -> None:
+            endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x FROM r WHERE x < 0"
+            storage.sql.exec(f"{first}SELECT * FROM ({endless})").to_array()
+
+        with pytest.raises(StorageError, match="interrupted") as caught:
+            await bench.run(script)
+        assert caught.value.object_reset
+        assert await bench.stub.ping() == "pong"
+
     async def test_a_broken_constraint_undoes_its_statement_alone(self, bench: Bench) -> None:
         async def script(storage: Storage) -> None:
             storage.sql.exec("CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1)")
