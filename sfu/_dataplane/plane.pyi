@@ -2,7 +2,7 @@
 
 Python changes the graph; a forwarding thread sees a change only between two batches. Everything here may be called
 from one Python thread at a time (the event loop's). Ids are positive integers, never reused; an unknown id raises
-`KeyError`, a full table `OverflowError`, a bad value `ValueError`. Times are seconds of CLOCK_MONOTONIC.
+`KeyError`, a full table `OverflowError`, a bad value or a closed plane `ValueError`. Times are seconds of CLOCK_MONOTONIC.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,7 +144,8 @@ class Plane:
         extensions: Mapping[int, int],
         rids: Sequence[str] = (),
         ssrcs: Sequence[tuple[int, int]] = (),
-    ) -> None: ...
+    ) -> None:
+        """Take over a renegotiated section. Layers that `rids` adds appear; a layer stays even if `rids` leaves it out."""
     def remove_track(self, track: int) -> None: ...
     def request_keyframe(self, track: int, rid: str = "") -> None:
         """Through the throttle (KF-1)."""
@@ -191,7 +192,8 @@ class Plane:
 
     # -- figures: plain numbers, keys documented in docs/operations.md --------------------------------------------
     def stats(self) -> dict[str, int]:
-        """Counters of all threads: packets and bytes in and out, send calls, GSO trains, batches, `drop_<reason>`."""
+        """Counters of all threads: datagrams and bytes in and out, packets `forwarded` and `resent`, `send_calls`,
+        `gso_trains`, `batches`, `cache_bytes`, `drop_<reason>` for each reason; and how many objects there are."""
 
     def latency_histogram(self) -> list[int]:
         """Ingress-to-egress, counts per power of two of microseconds (bucket i: below 2**i us)."""
