@@ -1,19 +1,22 @@
 """Making, moving and unmaking objects of the graph. Only Python's thread calls this, holding every lock."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
+from sfu._dataplane.binding cimport bind_media
 from sfu._dataplane.cache cimport cache_destroy
 from sfu._dataplane.forward cimport drop_source
 from sfu._dataplane.graph cimport (
-    BOUND_ORPHAN, Fanout, Forwarder, ForwarderList, PlaneState, Source, Stream, Thread, Track, Transport,
+    BOUND_MEDIA, BOUND_ORPHAN, BOUND_RTX, Fanout, Forwarder, ForwarderList, PlaneState, Source, Stream, Thread, Track,
+    Transport,
 )
 from sfu._dataplane.ledger cimport ledger_destroy
 from sfu._dataplane.loss cimport loss_destroy, loss_init
 from sfu._dataplane.machine cimport add_i64
 from sfu._dataplane.ops cimport list_add, list_remove
 from sfu._dataplane.sequence cimport unwrapper_init
-from sfu._dataplane.tables cimport table_delete, tuple_delete
+from sfu._dataplane.tables cimport table_delete, table_put, tuple_delete
 from wire._batch.udp cimport Address, same_address
 
 cdef enum:
@@ -91,6 +94,27 @@ cdef inline void remove_track_links(PlaneState *plane, Track *track) noexcept no
             if owner.incoming.entries[n].key and owner.incoming.entries[n].value == track.layers[k]:
                 owner.incoming.entries[n].value = NULL
                 owner.incoming.entries[n].extra = BOUND_ORPHAN
+
+
+cdef inline void refresh_extensions(Transport *owner) noexcept nogil:
+    """One id means one extension in all sections of a bundle (RFC 9143 9.1): the transport keeps their union."""
+    cdef int i, k
+    memset(owner.ids, 0, sizeof(owner.ids))
+    for i in range(owner.track_count):
+        for k in range(256):
+            if owner.tracks[i].ids[k]:
+                owner.ids[k] = owner.tracks[i].ids[k]
+
+
+cdef inline void bind_pair(PlaneState *plane, Stream *s, uint32_t media, uint32_t rtx) noexcept nogil:
+    """Signalled SSRCs of a layer; 0: not signalled."""
+    cdef Transport *owner = s.track.transport
+    if media and media != s.ssrc:
+        bind_media(home(plane, owner), owner, s, media)
+        table_put(&owner.incoming, <uint64_t>media + 1, s, BOUND_MEDIA)
+    if rtx and rtx != media:
+        s.rtx_ssrc = rtx
+        table_put(&owner.incoming, <uint64_t>rtx + 1, s, BOUND_RTX)
 
 
 cdef inline void remove_forwarder_links(PlaneState *plane, Forwarder *f) noexcept nogil:

@@ -18,7 +18,6 @@ from libc.string cimport memcpy, memset
 
 from sfu._dataplane cimport graph, keyframe, packet, tables, upcalls
 from sfu._dataplane.arguments cimport fill_cname, fill_mid, fill_payload_types, fill_rid, fill_template, fill_track
-from sfu._dataplane.binding cimport bind_media
 from sfu._dataplane.cache cimport cache_clear
 from sfu._dataplane.deliver cimport deliver_ring
 from sfu._dataplane.figures cimport (
@@ -26,14 +25,14 @@ from sfu._dataplane.figures cimport (
 )
 from sfu._dataplane.forward cimport choose_source, drop_source, restart_forwarder
 from sfu._dataplane.graph cimport (
-    ADDRESSES_MAX, BOUND_MEDIA, BOUND_RTX, LAYERS_MAX, THREADS_MAX, TUPLES_MAX, Forwarder, ForwarderList, PlaneState,
+    ADDRESSES_MAX, LAYERS_MAX, THREADS_MAX, TUPLES_MAX, Forwarder, ForwarderList, PlaneState,
     Source, Stream, Thread, Track, Transport, c_read, pthread_mutex_init,
 )
 from sfu._dataplane.keyframes cimport want_keyframe
 from sfu._dataplane.ledger cimport ledger_init
 from sfu._dataplane.link cimport (
-    forwarder_free, home, relocate, remove_forwarder_links, remove_track_links, remove_tuple, remove_tuples, stream_new,
-    track_free,
+    bind_pair, forwarder_free, home, refresh_extensions, relocate, remove_forwarder_links, remove_track_links,
+    remove_tuple, remove_tuples, stream_new, track_free,
 )
 from sfu._dataplane.machine cimport clock_us, exchange_int, fence, store_int
 from sfu._dataplane.ops cimport list_add, signal_fd, unschedule, wake
@@ -461,7 +460,7 @@ cdef class Plane:
         free(owner.tracks)
         owner.tracks = tracks
         owner.track_count += 1
-        self._refresh_extensions(owner)
+        refresh_extensions(owner)
         self._bind_signalled(track, ssrcs)
         self._unlock()
         self.tracks[track.id] = <uintptr_t>track
@@ -481,31 +480,11 @@ cdef class Plane:
             fill_rid(s.rid, rid)
         return 0
 
-    cdef void _refresh_extensions(self, Transport *owner) noexcept:
-        """Under the lock: one id means one extension in all sections of a bundle (RFC 9143 9.1)."""
-        cdef int i, k
-        memset(owner.ids, 0, sizeof(owner.ids))
-        for i in range(owner.track_count):
-            for k in range(256):
-                if owner.tracks[i].ids[k]:
-                    owner.ids[k] = owner.tracks[i].ids[k]
-
     cdef int _bind_signalled(self, Track *track, ssrcs) except -1:
         """Under the lock: signalled pairs, in layer order."""
-        cdef Stream *s
-        cdef Transport *owner = track.transport
-        cdef int layer = 0
-        for media, rtx in ssrcs:
-            if layer == track.layer_count:
-                break
-            s = track.layers[layer]
-            layer += 1
-            if media and media != s.ssrc:
-                bind_media(home(self.state, owner), owner, s, media)
-                tables.table_put(&owner.incoming, <uint64_t>media + 1, s, BOUND_MEDIA)
-            if rtx and rtx != media:
-                s.rtx_ssrc = rtx
-                tables.table_put(&owner.incoming, <uint64_t>rtx + 1, s, BOUND_RTX)
+        for layer, (media, rtx) in enumerate(ssrcs):
+            if layer < track.layer_count:
+                bind_pair(self.state, track.layers[layer], media, rtx)
         return 0
 
     def update_track(self, track, *, codecs, extensions, rids=(), ssrcs=()):
@@ -536,7 +515,7 @@ cdef class Plane:
             self._add_layers(t, added)
             for i in range(i, t.layer_count):
                 tables.table_put(&self.state.streams, t.layers[i].id, t.layers[i], 0)
-            self._refresh_extensions(t.transport)
+            refresh_extensions(t.transport)
             self._bind_signalled(t, pairs)
         finally:
             self._unlock()
@@ -553,7 +532,7 @@ cdef class Plane:
                 owner.track_count -= 1
                 owner.tracks[i] = owner.tracks[owner.track_count]
                 break
-        self._refresh_extensions(owner)
+        refresh_extensions(owner)
         self._unlock()
         track_free(self.state, t)
 
