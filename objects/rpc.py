@@ -243,6 +243,7 @@ class Call:
         loop = asyncio.get_running_loop()
         self.reply: asyncio.Future[Payload] = loop.create_future()
         self._value: asyncio.Future[Any] = loop.create_future()
+        self._payload: Payload | None = None
         self._instance: Instance | None = None
         self._receiver = receiver
         self._path = path
@@ -280,6 +281,8 @@ class Call:
             _fail(self._value, Disconnected("the call did not run") if reply.cancelled() else reply.exception())
         if self._arguments is not None:
             self._arguments.discard()
+        if reply.cancelled() and self._payload is not None:
+            self._payload.discard()
 
     async def _run(self, instance: Instance | None, target: Any) -> Payload:
         self._instance = instance
@@ -290,7 +293,10 @@ class Call:
             raise
         if not self._value.done():
             self._value.set_result(value)
-        return pack(value)
+        self._payload = pack(value)
+        if self.reply.cancelled():
+            self._payload.discard()
+        return self._payload
 
     async def _invoke(self, target: Any) -> Any:
         for name in self._path:

@@ -16,7 +16,7 @@ from objects.errors import (
 )
 from objects.rpc import RpcTarget
 from objects.state import DurableObject
-from tests.unit.objects.fakes import World
+from tests.unit.objects.fakes import World, commits_stalled, spin
 
 
 class Item(RpcTarget):
@@ -112,6 +112,10 @@ class Shop(DurableObject):
     async def hang(self) -> Item:
         await asyncio.Event().wait()
         raise AssertionError
+
+    async def write_and_make(self) -> Item:
+        await self.ctx.storage.put("k", 1)
+        return Item(self.env["log"], "made")
 
     async def blockers(self) -> dict[str, int]:
         return self.ctx.hibernation_blockers()
@@ -375,6 +379,21 @@ class TestCallers:
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await bench.shop.plain() == 1
+        assert bench.namespace.meter.errors == 0
+
+    async def test_stubs_in_a_result_that_nobody_waits_for_any_more_are_released(self, bench: Bench) -> None:
+        await bench.shop.plain()
+        with commits_stalled(bench.world) as release:
+            await bench.world.host.settle()
+            call = asyncio.ensure_future(_awaited(bench.shop.write_and_make()))
+            await spin()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            release()
+        await bench.world.host.settle()
+        assert bench.log == ["disposed made"]
+        assert bench.world.host.awake() == {bench.shop.id.key: {}}
 
 
 async def _awaited(promise: Any) -> Any:
