@@ -1,8 +1,8 @@
 """A TURN and STUN server (RFC 8656, RFC 8489) with the HTTP API that hands out its credentials.
 
-`TurnService` is the whole of it for others: `start`, `close`, `stats`, `ice_servers`. Inside, Python decides and Cython
-relays: `TurnServer` answers requests and tells a `RelayPlane` who may send what to whom; the plane's threads repeat that
-decision per packet, without the GIL.
+`TurnService` is the whole of it for others: `start`, `close`, `stats`, `ice_servers`. Inside, Python decides and
+Cython relays: `TurnServer` answers requests and tells a `RelayPlane` who may send what to whom; the plane's threads
+repeat that decision per packet, without the GIL.
 
 Clients by UDP, TCP and TLS; relays by UDP, IPv4 and IPv6. Non-goals, each refused with its error code: TCP relays
 (RFC 6062, 442), mobility (RFC 8016, 405), third-party tokens (RFC 7635), DTLS towards clients, ICMP relaying.

@@ -13,6 +13,7 @@ section; a row id of the rule table stands beside each check.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import secrets
 from collections import Counter, OrderedDict
@@ -37,6 +38,8 @@ from turn.usage import add
 from wire import stun
 from wire.errors import StunAttributeError, StunError
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
+
+logger = logging.getLogger(__name__)
 
 TRANSACTION_LIFETIME = 40.0  # S14
 TRANSACTIONS_MAX = 8192
@@ -271,6 +274,10 @@ class TurnServer:
             answer = self._refuse(message, five_tuple, StunRefusal(400), auth, now)
         except StunRefusal as refusal:
             answer = self._refuse(message, five_tuple, refusal, auth, now)
+        except (OSError, MemoryError) as error:
+            # The machine is out of something; the handler has given back what it took (A24, X20).
+            logger.error("a request failed: %s", type(error).__name__)
+            answer = self._refuse(message, five_tuple, StunRefusal(500), auth, now)
         else:
             key, sha256_key = _signing_keys(auth)
             answer = stun.success_response(message, attributes, key=key, sha256_key=sha256_key)
