@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import functools
 import os
 import random
 import ssl
@@ -30,6 +32,8 @@ from objects.ports import (
     UpgradeRequest,
 )
 from tests.support.rooms import ROOM, Gateway, Instance, accept_all, gateway, until
+from torpor.config import HttpSettings
+from torpor.http import HttpProtocol
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
@@ -307,6 +311,21 @@ class TestBadHandshakes:
             writer.write(b"\x81\x85\0\0\0\0hello")
             assert await reader.readexactly(7) == b"\x81\x05hello"
             writer.close()
+
+    async def test_a_head_that_never_ends_is_cut_by_the_servers_http_protocol(self) -> None:
+        """Slowloris: uvicorn itself would wait for ever; the server's own HTTP protocol does not."""
+        limits = HttpSettings(header_timeout=0.3)
+        http = functools.partial(HttpProtocol, limits=limits)
+        async with gateway(http=http) as room, room.connect("/echo") as client:
+            reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+            for byte in request()[:20]:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+            await client.send("still served")
+            assert await client.recv() == "still served"
 
     def test_a_header_that_breaks_its_line_is_never_written(self) -> None:
         with pytest.raises(ValueError):

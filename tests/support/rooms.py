@@ -303,6 +303,7 @@ async def gateway(
     clock: Clock | None = None,
     side: ObjectsSide | None = None,
     application: Any = None,
+    http: Any = "auto",
     **table_options: Any,
 ) -> AsyncIterator[Gateway]:
     """Run a server; when it is over everything must have returned to zero.
@@ -310,6 +311,7 @@ async def gateway(
     Args:
         side: the objects side; a `Script` if not given.
         application: the ASGI application; `make_application`'s if not given.
+        http: uvicorn's HTTP protocol, which reads the head of an upgrade.
     """
     clock = clock or LoopClock()
     table = SocketTable(**{"close_timeout": 0.5, "tick": 0.05, **table_options})
@@ -331,6 +333,7 @@ async def gateway(
         application or make_application(side.object_of),
         port=0,
         ws=websocket_protocol(service, handshake),
+        http=http,
         lifespan="off",
         log_config=None,
         timeout_graceful_shutdown=1,

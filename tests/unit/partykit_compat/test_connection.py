@@ -1,0 +1,37 @@
+"""Ids that clients ask for, and tags."""
+
+from __future__ import annotations
+
+import pytest
+
+from partykit_compat.connection import connection_id_of
+from partykit_compat.server import check_tags
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("ws://h/parties/main/r?_pk=one&_pk=two", "one"),
+        ("ws://h/parties/main/r?x=1&_pk=a%20b", "a b"),
+        ("ws://h/parties/main/r?_pk=&x=1", None),
+        ("ws://h/parties/main/r", None),
+    ],
+)
+def test_the_first_pk_names_the_connection(url: str, expected: str | None) -> None:
+    given = connection_id_of(url)
+    if expected is None:
+        assert len(given) == 21
+        assert given != connection_id_of(url)
+    else:
+        assert given == expected
+
+
+def test_the_id_is_the_first_tag_and_duplicates_go() -> None:
+    assert check_tags("me", ["red", "me", "red", "blue"]) == ["me", "red", "blue"]
+    assert check_tags("me", [f"t{i}" for i in range(9)])[0] == "me"
+
+
+@pytest.mark.parametrize("tags", [[f"t{i}" for i in range(10)], ["x" * 257], [""]])
+def test_tags_beyond_the_limits_are_refused(tags: list[str]) -> None:
+    with pytest.raises(ValueError):
+        check_tags("me", tags)
