@@ -18,7 +18,14 @@ let view = null;
 
 const form = $("join");
 
-form.elements.room.value = new URL(location).searchParams.get("room") || `${pick(ADJECTIVES)}-${pick(ANIMALS)}`;
+/** One name per browser, made up at the first visit: two tabs of a newcomer meet without agreeing on a room. */
+function usualRoom() {
+  const room = localStorage.getItem("torpor.room") ?? `${pick(ADJECTIVES)}-${pick(ANIMALS)}`;
+  localStorage.setItem("torpor.room", room);
+  return room;
+}
+
+form.elements.room.value = new URL(location).searchParams.get("room") || usualRoom();
 form.elements.name.value = localStorage.getItem("torpor.name") ?? "";
 form.addEventListener("submit", (event) => {
   event.preventDefault();

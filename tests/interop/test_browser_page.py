@@ -67,6 +67,15 @@ class TestPeople:
             await audio_is_heard(page)
             await expect(page.get_by_role("status")).to_have_text("Connected")
 
+    async def test_two_tabs_of_one_browser_are_offered_the_same_room(self, browser: Browser, server: Server) -> None:
+        async with await browser.new_context() as person:
+            rooms = []
+            for _ in range(2):
+                tab = await person.new_page()
+                await tab.goto(server.url)
+                rooms.append(await tab.get_by_label("Room", exact=True).input_value())
+            assert rooms[0] == rooms[1] != ""
+
     async def test_a_camera_and_a_microphone_arrive_as_well(self, browser: Browser, server: Server) -> None:
         async with open_page(browser, server.url) as ada, open_page(browser, server.url) as bob:
             await join(ada, "camera", "Ada", source="My camera")
