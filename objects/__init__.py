@@ -36,7 +36,6 @@ from objects.limits import Limits
 from objects.namespace import ObjectNamespace, ObjectStub
 from objects.rpc import RpcTarget
 from objects.state import DurableObject, ObjectState
-from objects.storage import Storage
 from objects.websocket import WebSocket
 
 __all__ = [
@@ -53,6 +52,5 @@ __all__ = [
     "ObjectState",
     "ObjectStub",
     "RpcTarget",
-    "Storage",
     "WebSocket",
 ]
