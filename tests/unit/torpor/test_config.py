@@ -12,11 +12,13 @@ from torpor.config import (
     GatewaySettings,
     HttpSettings,
     MediaSettings,
+    RelaySettings,
     Secret,
     Settings,
 )
 
 APPS = {"app": Secret("s" * 64)}
+KEYS = {"key": Secret("t" * 64)}
 
 
 class TestDevelopment:
@@ -69,6 +71,39 @@ class TestDerived:
         assert Settings(media=MediaSettings(addresses=("::1",))).media_addresses == ("::1",)
 
 
+class TestTurn:
+    def test_it_is_served_in_development_and_where_somebody_may_use_it(self) -> None:
+        assert Settings().turn_enabled
+        assert not Settings(configured_apps=APPS).turn_enabled
+        for turn in (
+            RelaySettings(keys=KEYS),
+            RelaySettings(users={"ada": Secret("pass")}),
+            RelaySettings(shared_secrets=(Secret("s" * 32),)),
+            RelaySettings(enabled=True),
+        ):
+            assert Settings(configured_apps=APPS, turn=turn).turn_enabled
+        assert not Settings(turn=RelaySettings(enabled=False)).turn_enabled
+
+    def test_the_development_app_is_a_key_unless_there_are_others(self) -> None:
+        assert Settings().turn_keys == {DEVELOPMENT_APP_ID: Secret(DEVELOPMENT_APP_SECRET)}
+        assert Settings(turn=RelaySettings(keys=KEYS)).turn_keys == KEYS
+        assert Settings(configured_apps=APPS).turn_keys == {}
+
+    def test_it_is_where_media_is_unless_told(self) -> None:
+        assert Settings().turn_addresses == ("127.0.0.1",)
+        media = MediaSettings(addresses=("::1",))
+        assert Settings(media=media).turn_addresses == ("::1",)
+        assert Settings(media=media, turn=RelaySettings(addresses=("127.0.0.1",))).turn_addresses == ("127.0.0.1",)
+
+    def test_without_a_certificate_of_its_own_it_has_that_of_http(self) -> None:
+        one, two = Path("one"), Path("two")
+        http = HttpSettings(tls_certificate=one, tls_key=one)
+        assert Settings().turn_certificate is None
+        assert Settings(http=http).turn_certificate == (one, one)
+        own = RelaySettings(tls_certificate=two, tls_key=two)
+        assert Settings(http=http, turn=own).turn_certificate == (two, two)
+
+
 class TestProblems:
     @pytest.mark.parametrize(
         ("settings", "key"),
@@ -83,6 +118,23 @@ class TestProblems:
             (Settings(configured_apps={"a/b": Secret("s" * 64)}), "apps"),
             (Settings(configured_apps={"app": Secret("short")}), "apps.app"),
             (Settings(configured_apps={"app": Secret("\u00e9" * 64)}), "apps.app"),
+            (Settings(turn=RelaySettings(addresses=("eth0",))), "turn.addresses"),
+            (Settings(turn=RelaySettings(relay_addresses=("eth0",))), "turn.relay_addresses"),
+            (Settings(turn=RelaySettings(announced_addresses=("me",))), "turn.announced_addresses"),
+            (Settings(turn=RelaySettings(allow_peers=("10.0.0.1/8",))), "turn.allow_peers"),
+            (Settings(turn=RelaySettings(deny_peers=("example.org",))), "turn.deny_peers"),
+            (Settings(turn=RelaySettings(tls_key=Path(__file__))), "turn.tls_certificate"),
+            (Settings(turn=RelaySettings(tls_certificate=Path("/no"), tls_key=Path(__file__))), "turn.tls_certificate"),
+            (Settings(turn=RelaySettings(keys={"a/b": Secret("t" * 64)})), "turn.keys"),
+            (Settings(turn=RelaySettings(keys={"key": Secret("short")})), "turn.keys.key"),
+            (Settings(turn=RelaySettings(shared_secrets=(Secret("short"),))), "turn.shared_secrets"),
+            (Settings(turn=RelaySettings(credential_secret=Secret("short"))), "turn.credential_secret"),
+            (Settings(turn=RelaySettings(users={"ada": Secret("")})), "turn.users"),
+            (Settings(turn=RelaySettings(realm="r" * 25)), "turn.realm"),
+            (Settings(turn=RelaySettings(realm="")), "turn.realm"),
+            (Settings(turn=RelaySettings(relay_port_min=5000, relay_port_max=4000)), "turn.relay_port_min"),
+            (Settings(turn=RelaySettings(credential_ttl=10.0, credential_ttl_max=5.0)), "turn.credential_ttl"),
+            (Settings(turn=RelaySettings(udp=False, tcp=False)), "turn.udp"),
             (Settings(gateway=GatewaySettings(prefix="partytracks")), "gateway.prefix"),
             (Settings(gateway=GatewaySettings(prefix="/v1")), "gateway.prefix"),
             (Settings(gateway=GatewaySettings(prefix="/apps/x")), "gateway.prefix"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.config import LogSettings, Secret, Settings
+from torpor.config import LogSettings, RelaySettings, Secret, Settings
 from torpor.errors import SettingError
 from torpor.sources import all_settings, describe, load
 
@@ -87,6 +87,29 @@ class TestValues:
         assert isinstance(settings.http.body_timeout, float)
         assert settings.apps == {"alpha": Secret("a" * 64), "beta": Secret("b" * 64)}
 
+    def test_secrets_of_turn_are_read_from_the_file_and_from_the_environment(self, file: Path) -> None:
+        text = """
+            [turn]
+            shared_secrets = ["SECRET"]
+            credential_secret = "SECRET"
+            [turn.keys]
+            alpha = "SECRET"
+            [turn.users]
+            ada = "lovelace"
+            """.replace("SECRET", "a" * 64)
+        turn = load_file(file, text, TORPOR_TURN_KEY_ID="beta", TORPOR_TURN_KEY_TOKEN="b" * 64).turn
+        assert turn.keys == {"alpha": Secret("a" * 64), "beta": Secret("b" * 64)}
+        assert turn.users == {"ada": Secret("lovelace")}
+        assert turn.shared_secrets == (Secret("a" * 64),)
+        assert turn.credential_secret == Secret("a" * 64)
+        environment = {
+            "TORPOR_TURN_SHARED_SECRETS": f"{'c' * 32},{'d' * 32}",
+            "TORPOR_TURN_CREDENTIAL_SECRET": "e" * 32,
+        }
+        turn = load_file(file, text, **environment).turn
+        assert turn.shared_secrets == (Secret("c" * 32), Secret("d" * 32))
+        assert turn.credential_secret == Secret("e" * 32)
+
     @pytest.mark.parametrize(
         ("text", "key"),
         [
@@ -107,6 +130,11 @@ class TestValues:
             ('[log]\nlevel = "loud"', "log.level"),
             ("[apps]\na = 1", "apps.a"),
             ('[apps]\na = "short"', "apps.a"),
+            ("[turn]\nkeys = 1", "turn.keys"),
+            ("[turn.keys]\na = 1", "turn.keys.a"),
+            ('[turn.keys]\na = "short"', "turn.keys.a"),
+            ('[turn]\nshared_secrets = "a"', "turn.shared_secrets"),
+            ("[turn]\ncredential_secret = 1", "turn.credential_secret"),
             ("[http", "file"),
         ],
     )
@@ -121,6 +149,8 @@ class TestValues:
         [
             ("TORPOR_HTTP_PROT", "1"),
             ("TORPOR_PORT", "1"),
+            ("TORPOR_TURN_KEYS", "a"),
+            ("TORPOR_TURN_SHARED_SECRETS", "short"),
             ("TORPOR_HTTP_PORT", "x"),
             ("TORPOR_HTTP_PORT", ""),
             ("TORPOR_HTTP_ACCESS_LOG", "maybe"),
@@ -134,6 +164,11 @@ class TestValues:
 
     @pytest.mark.parametrize("one", ["TORPOR_APP_ID", "TORPOR_APP_SECRET"])
     def test_id_and_secret_go_together(self, one: str) -> None:
+        with pytest.raises(SettingError, match="go together"):
+            load(file=Path("/dev/null"), environment={one: "x" * 32}, flags={})
+
+    @pytest.mark.parametrize("one", ["TORPOR_TURN_KEY_ID", "TORPOR_TURN_KEY_TOKEN"])
+    def test_key_and_token_go_together(self, one: str) -> None:
         with pytest.raises(SettingError, match="go together"):
             load(file=Path("/dev/null"), environment={one: "x" * 32}, flags={})
 
@@ -162,9 +197,14 @@ class TestDescription:
         assert again == settings
 
     def test_secrets_are_masked_and_absence_is_explained(self) -> None:
-        settings = Settings(configured_apps={"alpha": Secret("a" * 64)})
+        turn = RelaySettings(
+            keys={"beta": Secret("a" * 64)}, shared_secrets=(Secret("a" * 64),), credential_secret=Secret("a" * 64)
+        )
+        settings = Settings(configured_apps={"alpha": Secret("a" * 64)}, turn=turn)
         text = describe(settings, apps=["alpha"])
         assert 'alpha = "***"' in text
+        assert 'keys = {"beta" = "***"}\n' in text
+        assert 'shared_secrets = ["***"]\ncredential_secret = "***"\n' in text
         assert "aaaa" not in text
         assert "# port is not set: " in text
 
