@@ -168,6 +168,12 @@ class AlarmBook:
             self.delete(entry.alarm)
         return outcome
 
+    async def tell_all(self) -> None:
+        """Tell the store of every alarm in the file: it was put back to an earlier state."""
+        stand = [self._entry(name, due) for name in self.names() if (due := self.get(name)) is not None]
+        if stand:
+            await self._scheduler.tell(stand)
+
     def drop(self, entry: AlarmEntry) -> None:
         """Give up an alarm whose last run ended the instance that ran it."""
         if self._stored(entry.alarm) == entry.scheduled_ms:

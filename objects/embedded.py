@@ -30,7 +30,7 @@ from objects.alarmstore import SqliteAlarmStore
 from objects.clock import SystemClock
 from objects.errors import Fenced, StorageCorrupt, StorageError, StorageLocked
 from objects.ids import ObjectId, ObjectKey
-from objects.ports import Claim, Clock, Connections, Ports
+from objects.ports import Claim, Clock, Connections, LoadedFile, Ports
 
 GROUP = 8
 """Files in one lot from which one `syncfs` replaces a flush for each."""
@@ -132,14 +132,15 @@ class LocalEngine:
         """Return whether the object has a file."""
         return self._folder.object_path(object_id).exists()
 
-    async def load(self, claim: Claim) -> Path:
+    async def load(self, claim: Claim) -> LoadedFile:
         """Make the file ready; see `StorageEngine.load`."""
         path = self._folder.object_path(claim.object_id)
+        restored = False
         if path.exists() or path.with_suffix(".restore").exists():
-            await asyncio.get_running_loop().run_in_executor(self._workers, _prepare, path)
+            restored = await asyncio.get_running_loop().run_in_executor(self._workers, _prepare, path)
         if not path.exists():
             self._unborn.add(path)
-        return path
+        return LoadedFile(path, restored)
 
     def commit(self, claim: Claim, seq: int, alarm_at_ms: int | None, settled: _Settled) -> None:
         """Flush the object's log with the next lot; see `StorageEngine.commit`."""
@@ -173,6 +174,11 @@ class LocalEngine:
         """Return the restore points that are kept, oldest first."""
         path = self._folder.object_path(object_id)
         return await asyncio.get_running_loop().run_in_executor(self._workers, history.list_bookmarks, path)
+
+    async def settle_restore(self, claim: Claim) -> None:
+        """Forget that the file was restored; see `StorageEngine.settle_restore`."""
+        path = self._folder.object_path(claim.object_id)
+        await asyncio.get_running_loop().run_in_executor(self._workers, history.settle_restore, path)
 
     async def restore_next(self, claim: Claim, bookmark: str, undo: str) -> None:
         """Restore at the next load; see `StorageEngine.restore_next`."""
@@ -274,7 +280,7 @@ class LocalDrivers:
         self._folder.close()
 
 
-def _prepare(path: Path) -> None:
+def _prepare(path: Path) -> bool:
     try:
         log = _log(path)
         if log.exists() and log.stat().st_size > 0:
@@ -285,6 +291,7 @@ def _prepare(path: Path) -> None:
                 if busy:
                     raise StorageLocked(f"{path.name} is in use by another process")
         history.apply_restore(path)
+        return history.was_restored(path)
     except (OSError, sqlite3.Error) as error:
         raise _explain(path, error) from error
 

@@ -3,6 +3,7 @@
     3f….sqlite                    the object
     3f….at-<bookmark>.sqlite      a restore point; empty if the object had no file then
     3f….restore                   "at the next load put <bookmark> in place, keep what was there as <undo>"
+    3f….restored                  that was done, and the alarm store has not been told of the alarms in it yet
 
 Everything here blocks, and runs in a worker thread. Each step can be cut off by a crash and done again.
 """
@@ -110,6 +111,7 @@ def apply_restore(path: Path) -> None:
         raise StorageCorrupt(f"restore point {wanted['bookmark']} is gone")
     if not _point(path, wanted["undo"]).exists():
         keep(path, wanted["undo"], pin(path))
+    path.with_suffix(".restored").touch(mode=0o600)
     if source.stat().st_size == 0:
         path.unlink(missing_ok=True)
     else:
@@ -121,6 +123,17 @@ def apply_restore(path: Path) -> None:
         part.replace(path)
     _sync(path.parent)
     order.unlink()
+    _sync(path.parent)
+
+
+def was_restored(path: Path) -> bool:
+    """Return whether the file was restored and `settle_restore` has not been called since."""
+    return path.with_suffix(".restored").exists()
+
+
+def settle_restore(path: Path) -> None:
+    """Forget that the file was restored."""
+    path.with_suffix(".restored").unlink(missing_ok=True)
     _sync(path.parent)
 
 

@@ -150,10 +150,16 @@ class Instance:
         self._claim = await ports.placement.claim(self.object_id)
         if ports.connections is not None:
             await ports.connections.attach(self.object_id)
-        path = await ports.storage.load(self._claim)
+        file = await ports.storage.load(self._claim)
         # The host may have given up on it meanwhile.
+        if self.state is not State.STARTING:
+            return
+        self._open_storage(self._claim, file.path)
+        if file.restored:
+            assert self.alarms is not None
+            await self.alarms.tell_all()
+            await ports.storage.settle_restore(self._claim)
         if self.state is State.STARTING:
-            self._open_storage(self._claim, path)
             self.object = self._context_of(self._constructor).run(self._construct, self)
 
     def _begin_constructor(self, section: Section) -> None:

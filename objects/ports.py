@@ -331,6 +331,15 @@ class Placement(Protocol):
 # ── storage ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """An object's file, ready to be opened."""
+
+    path: Path
+    restored: bool = False
+    """It holds an earlier state than the alarm store knows of: tell that its alarms, then call `settle_restore`."""
+
+
 class StorageEngine(Protocol):
     """Keeps one SQLite file (WAL mode) per object and makes its commits durable off the event loop.
 
@@ -342,8 +351,8 @@ class StorageEngine(Protocol):
     def exists(self, object_id: ObjectId) -> bool:
         """Return whether the object has ever committed anything. May touch the disk, but only its metadata."""
 
-    async def load(self, claim: Claim) -> Path:
-        """Make the file ready to be opened: folder made, log recovered and durable, a pending restore applied.
+    async def load(self, claim: Claim) -> LoadedFile:
+        """Make the file ready to be opened: log recovered and durable, a pending restore applied.
 
         Raises:
             StorageError: the file cannot be served as it is.
@@ -373,6 +382,9 @@ class StorageEngine(Protocol):
 
     async def bookmarks(self, object_id: ObjectId) -> list[str]:
         """Return the restore points that are kept, oldest first."""
+
+    async def settle_restore(self, claim: Claim) -> None:
+        """The alarms of a restored file are in the alarm store: do not say `restored` again."""
 
     async def restore_next(self, claim: Claim, bookmark: str, undo: str) -> None:
         """At the next `load`, put the state of `bookmark` in place and keep the state it replaces under `undo`.

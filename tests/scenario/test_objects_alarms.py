@@ -309,3 +309,26 @@ async def test_abort_keeps_alarms_that_were_set_before(bench: Bench) -> None:
         await bench.stub.abort()
     await bench.world.advance(2)
     assert len(bench.runs) == 1
+
+
+async def test_alarms_of_a_restored_state_run_again(bench: Bench) -> None:
+    class Restoring(Clocked):
+        async def mark(self) -> str:
+            return await self.ctx.storage.get_current_bookmark()
+
+        async def go_back(self, bookmark: str) -> None:
+            await self.ctx.storage.on_next_session_restore_bookmark(bookmark)
+            self.ctx.abort("restore")
+
+    await bench.world.host.replace("test", Restoring)
+    await bench.stub.set(60_000, "kept")
+    bookmark = await bench.stub.mark()
+    await bench.stub.delete("kept")
+    await bench.stub.set(30_000, "later than the restore point")
+    with pytest.raises(ObjectReset):
+        await bench.stub.go_back(bookmark)
+    assert await bench.stub.list() == {"kept": 60_000}
+    await bench.world.restart()
+    await bench.world.advance(61)
+    assert bench.runs == [(60_000, 0, "kept")]
+    assert await bench.stored() == []

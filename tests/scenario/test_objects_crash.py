@@ -96,6 +96,7 @@ def kill_rounds(folder: Path, rounds: int, seed: int) -> tuple[int, int]:
     return sum(map(len, acknowledged.values())), alarms
 
 
+@pytest.mark.timeout(600)
 def test_nothing_acknowledged_and_no_alarm_is_lost_over_50_kills(tmp_path: Path) -> None:
     writes, alarms = kill_rounds(tmp_path / "data", ROUNDS, seed=1)
     assert writes > ROUNDS
