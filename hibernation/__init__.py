@@ -10,7 +10,7 @@ its object is awake, hibernating or being replaced. An idle connection is a row:
 
 Not here: handlers, storage, gates (`objects`); hooks and rooms (`partykit_compat`).
 
-Where to look: who may connect and how the descriptor moves, `endpoint.py`; plain ASGI WebSockets, `session.py`; order,
+Where to look: who may connect and how the descriptor moves, `endpoint.py`; plain ASGI WebSockets, `asgi.py`; order,
 backpressure, overload, `dispatcher.py`; lists, tags, attachments, resets, `manager.py`; answers without waking,
 `autoresponse.py`; frames, queues, timers, `_sockets/table.pyi`. RFC 6455 (WebSocket), RFC 7692 (permessage-deflate).
 """

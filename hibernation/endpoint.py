@@ -9,7 +9,7 @@ dropped, which does not end the connection), and only a row is left:
     scope["extensions"]["torpor.upgrade"].hand_to(id)     what the object decides: 101, or an HTTP answer
     ….close(4001, "reason")                               101, then that close frame (an HTTP answer never reaches
                                                           a browser's code, a close code does)
-    websocket.accept                                      101; a plain ASGI WebSocket, see `session.py`
+    websocket.accept                                      101; a plain ASGI WebSocket, see `asgi.py`
     websocket.close, websocket.http.response.*            an HTTP answer
 
 Under TLS there is no descriptor to park: the transport stays with the event loop and is joined to the table by a socket
@@ -37,8 +37,8 @@ from websockets.typing import Origin
 
 from hibernation._sockets.table import Event
 from hibernation.admission import HandshakeRate, client_address
+from hibernation.asgi import AsgiWebSocket
 from hibernation.service import SocketService
-from hibernation.session import AsgiSession
 from objects.ids import ObjectId
 from objects.ports import ConnectionId, UpgradeAccepted, UpgradeRefused, UpgradeRequest
 
@@ -106,7 +106,7 @@ class Upgrade:
             return
         connection_id = ConnectionId(handle)
         request = UpgradeRequest(connection_id, self.url, self.headers, self.protocols, self.client)
-        self._service.sessions[handle] = self
+        self._service.owners[handle] = self
         manager.begin(request)
         self._connecting = asyncio.ensure_future(dispatcher.waker.connect(object_id, request))
         answer: UpgradeAccepted | UpgradeRefused = UpgradeRefused(503, body=b"No decision in time\n")
@@ -120,7 +120,7 @@ class Upgrade:
             logger.exception("the upgrade of %s failed", object_id.key)
             answer = UpgradeRefused(500, body=b"Internal Server Error\n")
         finally:
-            del self._service.sessions[handle]
+            del self._service.owners[handle]
             protocol = answer.protocol if isinstance(answer, UpgradeAccepted) else None
             accepted = manager.answered(connection_id, protocol) is not None
             if self._gone:
@@ -144,9 +144,9 @@ class Upgrade:
             RuntimeError: decided before.
             ValueError: a code or reason that may not be sent.
         """
-        session = await self._protocol.accept(None, ())
-        if session is not None:
-            session.abandon(code, reason)
+        websocket = await self._protocol.accept(None, ())
+        if websocket is not None:
+            websocket.abandon(code, reason)
 
     def receive(self, event: Event) -> None:
         """Take the only event a row can have before its answer: the client has left."""
@@ -180,7 +180,7 @@ class UpgradeProtocol(asyncio.Protocol):
         self._deflate = False
         self._decided = False
         self._connect_told = False
-        self._session: AsgiSession | None = None
+        self._websocket: AsgiWebSocket | None = None
         self._http: tuple[int, Headers, list[bytes]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -279,14 +279,14 @@ class UpgradeProtocol(asyncio.Protocol):
         self._state.connections.discard(self)
         return handle
 
-    async def accept(self, protocol: str | None, headers: Headers) -> AsgiSession | None:
-        """Answer 101 and keep the connection for a plain session; None if the client has left."""
+    async def accept(self, protocol: str | None, headers: Headers) -> AsgiWebSocket | None:
+        """Answer 101 and keep the connection for plain ASGI; None if the client has left."""
         handle = await self.park()
         if handle is None:
             return None
-        session = AsgiSession(self.service, handle)
+        websocket = AsgiWebSocket(self.service, handle)
         self.service.table.open(handle, self.switching(protocol, headers), self.service.now())
-        return session
+        return websocket
 
     def switching(self, protocol: str | None, headers: Headers) -> bytes:
         """Return the 101 answer.
@@ -314,7 +314,7 @@ class UpgradeProtocol(asyncio.Protocol):
         transport.close()
 
     def _too_late(self) -> None:
-        if self._task is not None and self._session is None:
+        if self._task is not None and self._websocket is None:
             self._task.cancel()
             self._answer(http_answer(503, [("retry-after", "3")], b"No decision in time\n"))
 
@@ -340,32 +340,32 @@ class UpgradeProtocol(asyncio.Protocol):
         except Exception:
             logger.exception("the application failed in a WebSocket")
             self._answer(http_answer(500, [], b"Internal Server Error\n"))
-            if self._session is not None:
-                self._session.close(1011, "internal error")
+            if self._websocket is not None:
+                self._websocket.close(1011, "internal error")
         else:
             self._answer(http_answer(500, [], b"Internal Server Error\n"))
         finally:
             if self._deadline is not None:
                 self._deadline.cancel()
-            if self._session is not None:
-                self._session.abandon()
+            if self._websocket is not None:
+                self._websocket.abandon()
 
     async def _receive(self) -> dict[str, Any]:
         if not self._connect_told:
             self._connect_told = True
             return {"type": "websocket.connect"}
-        if self._session is not None:
-            return await self._session.next_message()
+        if self._websocket is not None:
+            return await self._websocket.next_message()
         return {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
     async def _send(self, message: dict[str, Any]) -> None:
         kind = message["type"]
-        if self._session is not None:
+        if self._websocket is not None:
             await self._send_open(kind, message)
         elif kind == "websocket.accept":
             headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())]
-            self._session = await self.accept(message.get("subprotocol"), headers)
-            if self._session is None:
+            self._websocket = await self.accept(message.get("subprotocol"), headers)
+            if self._websocket is None:
                 raise OSError("the client has left")
         elif kind == "websocket.close":
             self._answer(http_answer(403, [], b""))
@@ -381,12 +381,12 @@ class UpgradeProtocol(asyncio.Protocol):
             raise RuntimeError(f"unexpected ASGI message {kind!r} before the upgrade is decided")
 
     async def _send_open(self, kind: str, message: dict[str, Any]) -> None:
-        assert self._session is not None
+        assert self._websocket is not None
         if kind == "websocket.send":
             text, data = message.get("text"), message.get("bytes")
-            await self._session.send(text if text is not None else bytes(data or b""))
+            await self._websocket.send(text if text is not None else bytes(data or b""))
         elif kind == "websocket.close":
-            self._session.close(message.get("code", 1000), message.get("reason") or "")
+            self._websocket.close(message.get("code", 1000), message.get("reason") or "")
         else:
             raise RuntimeError(f"unexpected ASGI message {kind!r} on an open WebSocket")
 

@@ -1,6 +1,6 @@
 """The shell around the socket table: one reader and one coarse timer on the event loop, for any number of sockets.
 
-Events of a connection go to its session if it has one in this process (an upgrade under way, a plain ASGI WebSocket),
+Events of a row go to its owner if it has one in this process (an upgrade under way, a plain ASGI WebSocket),
 else to the dispatcher and so to its object.
 """
 
@@ -18,7 +18,7 @@ from hibernation.manager import HibernationManager
 logger = logging.getLogger(__name__)
 
 
-class Session(Protocol):
+class RowOwner(Protocol):
     """Something in this process that takes a connection's events itself."""
 
     def receive(self, event: Event) -> None:
@@ -37,7 +37,7 @@ class SocketService:
         self.manager = manager
         self.table: SocketTable = manager.table
         self.dispatcher = dispatcher
-        self.sessions: dict[int, Session] = {}
+        self.owners: dict[int, RowOwner] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -90,14 +90,14 @@ class SocketService:
         self._route(self.table.handle_timeout(self.now()))
 
     def _route(self, events: Iterable[Event]) -> None:
-        sessions = self.sessions
-        if not sessions and self.dispatcher is not None:
+        owners = self.owners
+        if not owners and self.dispatcher is not None:
             self.dispatcher.receive(events)
             return
         for event in events:
-            session = sessions.get(event[1])
-            if session is not None:
-                session.receive(event)
+            owner = owners.get(event[1])
+            if owner is not None:
+                owner.receive(event)
             elif self.dispatcher is not None:
                 self.dispatcher.receive((event,))
             else:

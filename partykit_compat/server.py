@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from objects.errors import ObjectError
+from objects.errors import LimitExceeded, ObjectError
 from objects.http import HttpRequest, HttpResponse
 from objects.namespace import ObjectNamespace, ObjectStub
 from objects.ports import Frame, ReadyState, UpgradeRequest
@@ -183,8 +183,8 @@ class Server(DurableObject):
 
     # What the objects side calls
 
-    async def web_socket_connect(self, ws: WebSocket, request: UpgradeRequest) -> None:
-        """Accept a client, run `on_connect`."""
+    async def web_socket_connect(self, ws: WebSocket, request: UpgradeRequest) -> HttpResponse | None:
+        """Accept a client, run `on_connect`; a room that has all its connections answers 503."""
         await self._ensure_started()
         connection_id = connection_id_of(request.url)
         protocol = next((offer for offer in request.protocols if offer in self.protocols), None)
@@ -194,9 +194,12 @@ class Server(DurableObject):
             logger.exception("%s: a connection could not be tagged", self.ctx.id.key)
             self.ctx.accept_web_socket(ws, (), protocol)
             ws.close(1011, "invalid connection tags")
-            return
+            return None
         older = list(self.get_connections(connection_id)) if self.replace_duplicates else []
-        self.ctx.accept_web_socket(ws, tags, protocol)
+        try:
+            self.ctx.accept_web_socket(ws, tags, protocol)
+        except LimitExceeded:
+            return HttpResponse.of("The room is full.", 503, {"retry-after": "5"})
         connection = Connection.begin(ws, connection_id)
         for duplicate in older:
             duplicate.close(4000, "replaced")
@@ -206,6 +209,7 @@ class Server(DurableObject):
         except Exception:
             logger.exception("%s: on_connect raised", self.ctx.id.key)
             connection.close(1011, "on_connect failed")
+        return None
 
     async def web_socket_message(self, ws: WebSocket, message: Frame) -> None:
         """Run `on_message`."""

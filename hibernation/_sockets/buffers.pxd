@@ -69,7 +69,7 @@ cdef inline Queue *queue_new() noexcept nogil:
     cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
     if queue == NULL:
         return NULL
-    queue.entries = <Entry *>malloc(4 * sizeof(Entry))
+    queue.entries = <Entry *>calloc(4, sizeof(Entry))
     if queue.entries == NULL:
         free(queue)
         return NULL

@@ -49,7 +49,7 @@ cdef class Rows:
         self.idle_timeout = idle_timeout
         self._free_row = NO_ROW
         cdef uint32_t i
-        for i in range(WHEEL_SLOTS):
+        for i in range(<uint32_t>WHEEL_SLOTS):
             self._wheel[i] = NO_ROW
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
         if self._epoll < 0:
@@ -128,7 +128,7 @@ cdef class Rows:
         cdef uint32_t first = self._slab_count * SLAB_ROWS
         cdef uint32_t i
         self._slab_count += 1
-        for i in range(SLAB_ROWS):  # the first of the slab ends up first in the free list
+        for i in range(<uint32_t>SLAB_ROWS):  # the first of the slab ends up first in the free list
             self._row(first + SLAB_ROWS - 1 - i).generation = 1  # so that no handle is 0
             self._row(first + SLAB_ROWS - 1 - i).wheel_next = self._free_row
             self._free_row = first + SLAB_ROWS - 1 - i

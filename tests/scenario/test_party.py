@@ -214,10 +214,10 @@ class World:
 @pytest.fixture
 def enter(tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def enter(*, cors: bool = False) -> AsyncIterator[World]:
+    async def enter(*, cors: bool = False, **options: Any) -> AsyncIterator[World]:
         parties = Parties(tmp_path / "data")
         parties._cors = cors
-        async with gateway(clock=parties.clock, side=parties, application=parties) as running:
+        async with gateway(clock=parties.clock, side=parties, application=parties, **options) as running:
             yield World(running, parties)
 
     return enter
@@ -477,6 +477,11 @@ class TestConnections:
         async with world.connect("/party/r?_pk=c") as client:
             client.transport.abort()
         await world.logged(("close", "c", 1006, "WebSocket disconnected without sending Close frame.", False, False))
+
+    async def test_a_full_room_is_503_and_nobody_in_it_notices(self, enter: Callable[..., Any]) -> None:
+        async with enter(max_connections=1) as world, world.connect("/party/r?_pk=a") as client:
+            assert await status_of(world.connect("/party/r?_pk=b")) == 503
+            assert (await ask(client, "who"))[4] == ["a"]
 
     async def test_31_a_protocol_error_is_on_error_alone(self, world: World) -> None:
         async with world.connect("/party/r?_pk=a") as client:

@@ -246,7 +246,7 @@ class Gateway:
                 and not any(self.manager.counters().values())
                 and self.service.dispatcher is not None
                 and self.service.dispatcher.lines == 0
-                and not self.service.sessions
+                and not self.service.owners
                 and (self.ends is None or self.ends[0].pending + self.ends[1].pending == 0)
             )
         )

@@ -17,12 +17,12 @@ HIGH_WATER_BYTES = 65_536
 """Unsent bytes above which `send` waits until the socket has taken them all."""
 
 
-class AsgiSession:
+class AsgiWebSocket:
     """Receives a row's events and turns them into ASGI messages; frees the row after its end.
 
     Args:
         service: drives the table.
-        handle: the row, which the session owns from now on.
+        handle: the row, which this owns from now on.
     """
 
     def __init__(self, service: SocketService, handle: int) -> None:
@@ -34,7 +34,7 @@ class AsgiSession:
         self._writable = asyncio.Event()
         self._ended = False
         self._abandoned = False
-        service.sessions[handle] = self
+        service.owners[handle] = self
 
     def receive(self, event: Event) -> None:
         """Take one event of the table."""
@@ -105,5 +105,5 @@ class AsgiSession:
             self._table.pause(self._handle)
 
     def _free(self) -> None:
-        self._service.sessions.pop(self._handle, None)
+        self._service.owners.pop(self._handle, None)
         self._table.release(self._handle)
