@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from turn.errors import ConfigurationError, InvalidParams, UnknownCredential
+from turn.revocations import Revocations
 
 REST_TTL_MAX = 48 * 3600.0  # E2
 IDENTIFIER_BYTES_MAX = 128
@@ -158,13 +159,13 @@ class CredentialIssuer:
     nodes of a fleet accept them, and an unlimited number may be handed out.
     """
 
-    def __init__(self, secret: bytes, realm: str) -> None:
+    def __init__(self, secret: bytes, realm: str, revocations: Revocations | None = None) -> None:
         if len(secret) < 16:
             raise ConfigurationError("credential_secret: at least 16 bytes")
         self._name_key = hmac.digest(secret, b"turn credential name", "sha256")
         self._password_key = hmac.digest(secret, b"turn credential password", "sha256")
         self._realm = realm
-        self._revoked: dict[str, float] = {}
+        self._revocations = Revocations() if revocations is None else revocations
 
     def issue(
         self, key_id: str, ttl: float, unix_time: float, custom_identifier: str | None = None
@@ -190,7 +191,7 @@ class CredentialIssuer:
     def find(self, username: str, unix_time: float) -> Credential | None:
         """See `CredentialSource`."""
         token = self._open(username)
-        if token is None or username in self._revoked:
+        if token is None or username in self._revocations:
             return None
         expires_at = int.from_bytes(token[1:6], "big")
         if unix_time >= expires_at:
@@ -210,14 +211,12 @@ class CredentialIssuer:
 
         Raises:
             UnknownCredential: not issued here, or not under `key_id`.
+            OSError: in force, but not on disk.
         """
         token = self._open(username)
         if token is None or not hmac.compare_digest(token[6:_HEAD_BYTES], key_tag(key_id)):
             raise UnknownCredential("no such credential under this key")
-        self._revoked = {name: expiry for name, expiry in self._revoked.items() if expiry > unix_time}
-        expires_at = int.from_bytes(token[1:6], "big")
-        if expires_at > unix_time:
-            self._revoked[username] = expires_at
+        self._revocations.add(username, int.from_bytes(token[1:6], "big"), unix_time)
 
     def _open(self, username: str) -> bytes | None:
         """The sealed bytes without their MAC, or None when we did not make them. One spelling per credential only."""

@@ -12,7 +12,7 @@ allocation) and the addresses of `allowed_endpoints` (the SFU beside us).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
@@ -197,10 +197,15 @@ class PeerPolicy:
         return verdict is Verdict.ALLOWED and peer.port not in self.denied_ports
 
     def _passes(self, ip: IPAddress) -> bool:
-        if any(ip in forbidden for forbidden in self._never):
+        version, number = ip.version, int(ip)
+
+        def sizes(ranges: list[AddressRange]) -> Iterator[int]:
+            return (r.size for r in ranges if r.version == version and r.first <= number <= r.last)
+
+        if any(sizes(self._never)):
             return False
-        denial = min((r.size for r in self._denied if ip in r), default=None)
-        return denial is None or any(r.size <= denial for r in self._allowed if ip in r)
+        denial = min(sizes(self._denied), default=None)
+        return denial is None or any(size <= denial for size in sizes(self._allowed))
 
     def restricted_ports(self, ip: IPAddress) -> frozenset[int] | None:
         """The ports of a restricted address that may be reached now; None when `ip` is not restricted."""

@@ -31,6 +31,7 @@ from turn.ports import RelayUsage
 from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
+from turn.revocations import Revocations
 from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
 from turn.tls import server_context
@@ -102,7 +103,8 @@ class TurnService:
         self._clock = clock
         self._wall_clock = wall_clock
         secret = settings.credential_secret.encode() or secrets.token_bytes(32)
-        self._issuer = CredentialIssuer(secret, settings.realm)
+        self._revocations = Revocations(settings.revocations_file)
+        self._issuer = CredentialIssuer(secret, settings.realm, self._revocations)
         self._users = StaticUsers(settings.users, settings.realm)
         self._endpoint: TurnEndpoint | None = None
         self._server: TurnServer | None = None
@@ -117,12 +119,13 @@ class TurnService:
         """Bind, start the relay threads and begin to serve.
 
         Raises:
-            OSError: an address cannot be bound, or the certificate not be read.
+            OSError: an address cannot be bound, or the certificate or the revocations not be read.
             ConfigurationError: this machine cannot serve the settings.
         """
         if self._endpoint is not None:
             raise UsageError("started already")
         settings = self.settings
+        self._revocations.load(self._wall_clock())
         machine = _machine_addresses()
         listen = _expand(settings.listen_addresses, machine)
         relay_hosts = _expand(settings.relay_addresses, machine) or listen
@@ -256,10 +259,14 @@ class TurnService:
 
         Raises:
             UnknownCredential: not issued here under this key.
+            OSError: it is ended, but a restart would bring it back: `revocations_file` cannot be written.
         """
-        self._issuer.revoke(key_id, username, self._wall_clock())
-        if self._endpoint is not None:
-            self._endpoint.revoke(username)
+        try:
+            self._issuer.revoke(key_id, username, self._wall_clock())
+        finally:
+            # Nobody else's allocations: without UnknownCredential the name is one that this key issued.
+            if self._endpoint is not None and username in self._revocations:
+                self._endpoint.revoke(username)
 
     def urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """`stun:` and `turn:` urls, in the order in which clients should try them."""

@@ -61,6 +61,8 @@ class TurnSettings:
     """Key id → token of the HTTP API that hands out credentials."""
     credential_secret: str = field(default="", repr=False)
     """Seals the credentials handed out; empty: a random one, so that a restart ends them."""
+    revocations_file: Path | None = None
+    """Keeps revocations across restarts; wanted with a `credential_secret`, under which credentials outlive them."""
     credential_ttl: float = 86400.0
     """When a request names no `ttl`."""
     credential_ttl_max: float = 48 * 3600.0

@@ -136,9 +136,9 @@ class TestCredentialIssuer:
         issuer = CredentialIssuer(SECRET, "r")
         for n in range(10):
             issuer.revoke("key", issuer.issue("key", 60, NOW + n).username, NOW + n)
-        assert len(issuer._revoked) == 10
+        assert len(issuer._revocations) == 10
         issuer.revoke("key", issuer.issue("key", 60, NOW + 100).username, NOW + 100)
-        assert len(issuer._revoked) == 1
+        assert len(issuer._revocations) == 1
 
     def test_identifiers_have_a_limit_and_secrets_a_minimum(self) -> None:
         with pytest.raises(InvalidParams):
