@@ -205,7 +205,7 @@ def _steps(
                 break
             queue = False
         if gate.broken:
-            _discard(coro)
+            discard(coro)
             raise asyncio.CancelledError
         try:
             if error is None:
@@ -218,7 +218,7 @@ def _steps(
         try:
             yield awaited
         except GeneratorExit:
-            _discard(coro)
+            discard(coro)
             raise
         except BaseException as caught:  # whatever it is, it belongs to the code inside
             error = caught
@@ -234,7 +234,8 @@ async def gated(coro: Coroutine[Any, Any, Any], gate: InputGate, section: Sectio
     return await _steps(coro, gate, section, admitted, asyncio.get_running_loop())
 
 
-def _discard(coro: Coroutine[Any, Any, Any]) -> None:
+def discard(coro: Coroutine[Any, Any, Any]) -> None:
+    """End a coroutine that is not going to be run on, whatever it does about it."""
     # Its `finally` may fail, or it may catch even this and go on: then once more, and it does not run again anyway.
     for _ in range(3):
         try:

@@ -13,15 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from objects.alarms import AlarmBook, AlarmScheduler
 from objects.blockers import BODY, EVENT, RPC_STUB, STORAGE, TASK, TIMER, Blockers
 from objects.commits import Commits
 from objects.errors import (
-    CriticalSectionTimeout,
     Disconnected,
     EventTimeout,
     ObjectError,
@@ -29,25 +28,23 @@ from objects.errors import (
     UsageError,
 )
 from objects.failures import for_callers
-from objects.gates import InputGate, OutputGate, Section, gated
+from objects.gates import InputGate, OutputGate, Section
 from objects.ids import ObjectId
 from objects.kv import KeyValues
 from objects.limits import Limits
 from objects.mailbox import Event, Mailbox
 from objects.metering import Meter
 from objects.ports import Claim, ConnectionId, Connections, Delivery, Ports, Timer, UpgradeAccepted
-from objects.scope import Scope, current_scope
 from objects.sql import Sql
 from objects.sqlite import Database, OpenFiles
 from objects.storage import Storage
+from objects.tasks import Tasks
 from objects.websocket import WebSocket
 
 log = logging.getLogger("torpor.objects")
 
 LONG_TASK_S = 900.0
 """Background tasks hold eviction off for this long after the last event."""
-
-T = TypeVar("T")
 
 
 class Home(Protocol):
@@ -95,6 +92,7 @@ class Instance:
         self.input = InputGate(self.loop.call_soon)
         self.output = OutputGate()
         self.blockers = Blockers(self._busy_changed)
+        self.tasks = Tasks(self, self.input, self.blockers, home.ports.clock, home.limits, self.break_)
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self.object: Any = None  # of the user's class
         self.stubs: set[Disposable] = set()
@@ -106,8 +104,6 @@ class Instance:
         self._database: Database | None = None
         self._claim: Claim | None = None
         self._events: set[Event] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._timers: set[Timer] = set()
         self._sockets: dict[ConnectionId, WebSocket] = {}
         self._mailbox = Mailbox(self.object_id, home.limits)
         self._last_event = self._since = home.ports.clock.monotonic()
@@ -115,7 +111,7 @@ class Instance:
         self._leaving: asyncio.Task[None] | None = None
         self._begun = 0
         self._started: asyncio.Future[None] = self.loop.create_future()
-        self._context = self._context_of(self.input.root)
+        self._context = self.tasks.context_of(self.input.root)
         # Everything waits until the constructor, a section of its own, has ended.
         self.input.begin(self.input.root, self._begin_constructor)
         self._constructor: Section
@@ -160,7 +156,7 @@ class Instance:
             await self.alarms.tell_all()
             await ports.storage.settle_restore(self._claim)
         if self.state is State.STARTING:
-            self.object = self._context_of(self._constructor).run(self._construct, self)
+            self.object = self.tasks.context_of(self._constructor).run(self._construct, self)
 
     def _begin_constructor(self, section: Section) -> None:
         self._constructor = section
@@ -250,13 +246,10 @@ class Instance:
         self.input.break_()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        for timer in list(self._timers):
-            timer.cancel()
         if self.commits is not None:
             self.commits.fail(ObjectReset("this instance of the object is gone"))
         close_file = self._database.close() if self._database is not None else None
-        for task in self._tasks:
-            task.cancel()
+        self.tasks.cancel()
         for stub in list(self.stubs):
             stub.dispose()
         self.blockers.end()
@@ -271,8 +264,7 @@ class Instance:
     async def _close(self, close_file: Callable[[], None] | None) -> None:
         try:
             await self._started
-            if self._tasks:
-                await asyncio.wait(set(self._tasks))
+            await self.tasks.ended()
             if close_file is not None:
                 await self.loop.run_in_executor(self.home.files.closer, close_file)
             if self._claim is not None:
@@ -306,7 +298,7 @@ class Instance:
             self.alarms,
             ports,
             claim,
-            lambda run: self.critical(run, breaks=False),
+            lambda run: self.tasks.critical(run, breaks=False),
             # The constructor may set one before anybody can look at the class's methods.
             lambda: self._handles_alarms or self.state is State.STARTING,
         )
@@ -343,8 +335,8 @@ class Instance:
         if event.timeout is not None:
             event.timer = self.home.ports.clock.call_later(event.timeout, lambda: self._timed_out(event))
         section = event.section or self.input.root
-        context = self._context.copy() if event.section is None else self._context_of(section)
-        task = self._task(self._handle(event), section, context, True, event.cause)
+        context = self._context.copy() if event.section is None else self.tasks.context_of(section)
+        task = self.tasks.run(self._handle(event), section, context, True, event.cause)
         task.add_done_callback(lambda task: self._finished(event, task))
         if event.reply is not None:
             # A caller that stops waiting stops the handler, as with any awaited coroutine.
@@ -400,124 +392,6 @@ class Instance:
     def _timed_out(self, event: Event) -> None:
         if event in self._events:
             self.break_(EventTimeout(f"a {event.cause} handler ran over {event.timeout:g} s"))
-
-    # Tasks, sections, timers
-
-    def spawn(
-        self,
-        coro: Coroutine[Any, Any, T],
-        section: Section,
-        *,
-        context: contextvars.Context | None = None,
-        name: str | None = None,
-        blocker: str = TASK,
-    ) -> asyncio.Task[T]:
-        """Run a coroutine as a task of this object: through the input gate, and a blocker while it lasts."""
-        task = self._task(coro, section, context or contextvars.copy_context(), False, name)
-        self.blockers.add(blocker)
-        task.add_done_callback(lambda _: self.blockers.remove(blocker))
-        return task
-
-    def critical(self, run: Callable[[], Awaitable[T]], *, breaks: bool = True) -> asyncio.Future[T]:
-        """Run `run` as a critical section of the section that calls; if `breaks`, its failure resets the object.
-
-        Raises:
-            LimitExceeded: nested deeper than 64, at once.
-        """
-        result: asyncio.Future[T] = self.loop.create_future()
-        context = contextvars.copy_context()
-
-        def begin(section: Section) -> None:
-            context.run(current_scope.set, Scope(self, section))
-            task = self._task(_call(run), section, context, True, "critical section")
-            limit = self.home.limits.critical_section_s
-            timer = self.home.ports.clock.call_later(
-                limit, lambda: self.break_(CriticalSectionTimeout(f"a critical section ran over {limit:g} s"))
-            )
-            task.add_done_callback(lambda task: self._section_ended(section, task, timer, result, breaks))
-
-        self.input.begin(self.section_now(), begin)
-        # Until the section has ended, also if whoever called gives up.
-        self.blockers.add(TASK)
-        return result
-
-    def _section_ended(
-        self, section: Section, task: asyncio.Task[T], timer: Timer, result: asyncio.Future[T], breaks: bool
-    ) -> None:
-        timer.cancel()
-        self.blockers.remove(TASK)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if self.state is State.GONE:
-            result.cancel()
-        elif error is not None and breaks:
-            reset = ObjectReset(f"a critical section failed: {type(error).__name__}: {error}")
-            reset.__cause__ = error
-            result.cancel()
-            self.break_(reset)
-        else:
-            self.input.end(section, result)
-            if result.done():
-                return
-            if error is None:
-                result.set_result(task.result())
-            elif isinstance(error, asyncio.CancelledError):
-                result.cancel()
-            else:
-                result.set_exception(error)
-                result.exception()  # whoever awaited it may have been cancelled
-
-    def section_now(self) -> Section:
-        """Return the section of the running code, or the root if it is not this object's."""
-        scope = current_scope.get()
-        return scope.section if scope is not None and scope.instance is self else self.input.root
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call back after `delay` seconds of the host's clock, unless the instance is gone by then."""
-        timers, blockers = self._timers, self.blockers
-
-        class Blocking:
-            def cancel(self) -> None:
-                timer.cancel()
-                if self in timers:
-                    timers.discard(self)
-                    blockers.remove(TIMER)
-
-        handle = Blocking()
-
-        def due() -> None:
-            # The callback first: if it starts something, there is no moment without a blocker.
-            callback()
-            handle.cancel()
-
-        timer = self.home.ports.clock.call_later(delay, due)
-        timers.add(handle)
-        blockers.add(TIMER)
-        return handle
-
-    def _task(
-        self,
-        coro: Coroutine[Any, Any, T],
-        section: Section,
-        context: contextvars.Context,
-        admitted: bool,
-        name: str | None,
-    ) -> asyncio.Task[T]:
-        steps = gated(coro, self.input, section, admitted=admitted)
-        name = name or getattr(coro, "__qualname__", None)
-        task: asyncio.Task[T] = asyncio.Task(steps, loop=self.loop, context=context, name=name)
-        self._tasks.add(task)
-
-        def done(task: asyncio.Task[T]) -> None:
-            self._tasks.discard(task)
-            coro.close()  # if it was cancelled before its first step
-
-        task.add_done_callback(done)
-        return task
-
-    def _context_of(self, section: Section) -> contextvars.Context:
-        context = contextvars.Context()
-        context.run(current_scope.set, Scope(self, section))
-        return context
 
     # WebSockets
 
@@ -585,10 +459,6 @@ class Disposable(Protocol):
 
     def dispose(self) -> None:
         """Let go of what it stands for."""
-
-
-async def _call(run: Callable[[], Awaitable[T]]) -> T:
-    return await run()
 
 
 def _cancel(reply: asyncio.Future[None]) -> None:

@@ -80,7 +80,7 @@ def sent_by(instance: Instance, response: HttpResponse) -> HttpResponse:
     if isinstance(response.body, bytes):
         return response
     pipe = BodyPipe()
-    task = instance.spawn(
+    task = instance.tasks.spawn(
         pipe.fill(instance, aiter(response.body)), instance.input.root, name="response body", blocker=BODY
     )
 

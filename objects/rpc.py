@@ -103,7 +103,8 @@ class Export:
         owner = self._owner
         if owner is not None and owner.state is not State.GONE:
             if disposed is not None:
-                owner.spawn(_notify(disposed), owner.input.root, context=contextvars.copy_context(), name="on_disposed")
+                root = owner.input.root
+                owner.tasks.spawn(_notify(disposed), root, context=owner.tasks.context_of(root), name="on_disposed")
             owner.blockers.remove(RPC_STUB)
         elif owner is None and disposed is not None:
             asyncio.get_running_loop().call_soon(_log_failure, disposed)

@@ -38,7 +38,7 @@ def install(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
     ) -> asyncio.Future[Any]:
         scope = current_scope.get() if context is None else context.get(current_scope)
         if scope is not None:
-            return scope.instance.spawn(coro, scope.section, context=context, name=options.get("name"))
+            return scope.instance.tasks.spawn(coro, scope.section, context=context, name=options.get("name"))
         if context is not None:
             options["context"] = context
         if previous is not None:

@@ -81,16 +81,16 @@ class ObjectState:
         Raises:
             LimitExceeded: 64 sections are nested already; the object stays healthy.
         """
-        return self._instance.critical(run)
+        return self._instance.tasks.critical(run)
 
     def wait_until(self, work: Awaitable[Any]) -> None:
         """Keep the instance awake until `work` is done, in the background; its exception is logged."""
-        self._instance.spawn(_finish(work), self._instance.section_now(), name="wait_until")
+        self._instance.tasks.spawn(_finish(work), self._instance.tasks.section_now(), name="wait_until")
 
     async def sleep(self, seconds: float) -> None:
         """Sleep by the host's clock. Blocks hibernation, but not eviction when nobody is connected."""
         woken = asyncio.Event()
-        timer = self._instance.call_later(seconds, woken.set)
+        timer = self._instance.tasks.call_later(seconds, woken.set)
         try:
             await woken.wait()
         finally:
@@ -98,8 +98,8 @@ class ObjectState:
 
     def set_timeout(self, run: Callable[[], Awaitable[None] | None], seconds: float) -> Timer:
         """Call `run` once, in `seconds`; cancel with the result. A timer blocks hibernation: alarms do not."""
-        section = self._instance.section_now()
-        return self._instance.call_later(seconds, lambda: self._start(run, section))
+        section = self._instance.tasks.section_now()
+        return self._instance.tasks.call_later(seconds, lambda: self._start(run, section))
 
     def set_interval(self, run: Callable[[], Awaitable[None] | None], seconds: float) -> Timer:
         """Call `run` each `seconds` until cancelled, or until the instance is evicted.
@@ -214,7 +214,7 @@ class ObjectState:
         return self._instance.connections.event_timeout(self.id)
 
     def _start(self, run: Callable[[], Awaitable[None] | None], section: Any) -> None:
-        self._instance.spawn(_run(run), section, name="timer")
+        self._instance.tasks.spawn(_run(run), section, name="timer")
 
 
 class _Interval:
@@ -222,15 +222,15 @@ class _Interval:
         self._instance = instance
         self._start = start
         self._seconds = seconds
-        self._section = instance.section_now()
-        self._timer = instance.call_later(seconds, self._due)
+        self._section = instance.tasks.section_now()
+        self._timer = instance.tasks.call_later(seconds, self._due)
 
     def cancel(self) -> None:
         """Call no more."""
         self._timer.cancel()
 
     def _due(self) -> None:
-        self._timer = self._instance.call_later(self._seconds, self._due)
+        self._timer = self._instance.tasks.call_later(self._seconds, self._due)
         self._start(self._section)
 
 
