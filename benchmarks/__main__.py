@@ -1,4 +1,4 @@
-"""`make bench`: build the ceiling loop, install the peer where missing, run every benchmark, one after the other."""
+"""`make bench`: build the ceiling loop, install the peers where missing, run every benchmark, one after the other."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PEERS = {"janus": "janus", "coturn": "turnserver"}
+"""Debian package to the program in it."""
 DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True"
 
 
 def main() -> int:
     """Run `bench_*.py`; arguments go to each. Returns the first failure."""
-    if shutil.which("janus") is None:
-        print("» apt-get install janus (the peer)", flush=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "janus"], check=True)
+    if missing := [package for package, program in PEERS.items() if shutil.which(program) is None]:
+        print(f"» apt-get install {' '.join(missing)} (the peers)", flush=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
     print("» building the ceiling loop", flush=True)
     loops = [str(path) for path in sorted(HERE.glob("_*/*.pyx"))]
     cythonize = str(Path(sys.executable).parent / "cythonize")

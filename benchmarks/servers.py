@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,13 +85,14 @@ class _Process:
 
 
 class Torpor(_Process):
-    """`torpor serve` with one forwarding thread."""
+    """`torpor serve` with one forwarding thread, and what else `environment` says."""
 
     name = "torpor"
 
-    def __init__(self, *, core_threads: int = 1) -> None:
+    def __init__(self, *, core_threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._threads = core_threads
+        self._environment = environment or {}
         self._http = httpx.AsyncClient(
             base_url=f"http://{SERVER_HOST}:8787/v1/apps/{APP_ID}",
             headers={"authorization": f"Bearer {APP_SECRET}"},
@@ -109,6 +111,7 @@ class Torpor(_Process):
                 "TORPOR_MEDIA_ADDRESSES": SERVER_HOST,
                 "TORPOR_MEDIA_THREADS": str(self._threads),
                 "TORPOR_LOG_LEVEL": "warning",
+                **self._environment,
             },
         )
         for _ in range(200):
