@@ -12,7 +12,7 @@ Where to look:
 | to change | open |
 |---|---|
 | what a request does, in which order, with which code | `server.py` |
-| who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py` |
+| who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py`, `lookup.py` |
 | which peers may be reached | `policy.py` |
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |

@@ -197,15 +197,33 @@ class TurnEndpoint:
 
     def _handle(self, data: bytes, five_tuple: FiveTuple, origin: Origin) -> None:
         """One control message through the server, and its answer out."""
-        self._relays.origin = origin
+        self._relays.origins[five_tuple] = origin
         self._server.receive_message(data, five_tuple, self._clock())
+        self._send_answers()
+        if five_tuple not in self._server.waiting():
+            self._relays.origins.pop(five_tuple, None)
+        self._drain_events()
+
+    def credential_found(self, username: str) -> None:
+        """A look-up is over, and its result where the server finds it (E6)."""
+        self._server.receive_credential(username, self._clock())
+        self._answers_are_late()
+
+    def _answers_are_late(self) -> None:
+        self._send_answers()
+        waiting = self._server.waiting()
+        for five_tuple in [t for t in self._relays.origins if t not in waiting]:
+            del self._relays.origins[five_tuple]
+        self._drain_events()
+        self._schedule()
+
+    def _send_answers(self) -> None:
         for to, answer in self._server.messages_to_send():
-            match origin:
+            match self._relays.origins.get(to):
                 case UdpOrigin(worker, listener):
                     self._plane.send_to_client(worker, listener, str(to.client.ip), to.client.port, answer)
-                case StreamOrigin(_, number):
+                case StreamOrigin(_, number) if number in self._connections:
                     self._connections[number].write(answer)
-        self._drain_events()
 
     def _drain_events(self) -> None:
         for event in self._server.events_received():
@@ -225,8 +243,7 @@ class TurnEndpoint:
     def _time_is_up(self) -> None:
         self._timer = None
         self._server.handle_timeout(self._clock())
-        self._drain_events()
-        self._schedule()
+        self._answers_are_late()
 
     def revoke(self, username: str) -> None:
         """End the allocations of `username`."""

@@ -28,4 +28,11 @@ class AllocationClosed:
     usage: RelayUsage
 
 
-Event = AllocationCreated | AllocationClosed
+@dataclass(frozen=True, slots=True)
+class CredentialWanted:
+    """A request waits for the credential of `username`: answer with `TurnServer.receive_credential` (E6)."""
+
+    username: str
+
+
+Event = AllocationCreated | AllocationClosed | CredentialWanted

@@ -31,12 +31,12 @@ Origin = UdpOrigin | StreamOrigin
 
 
 class PlaneRelays:
-    """Translates addresses, and remembers for one call where the request came from: its thread owns the allocation."""
+    """Translates addresses, and is told where each request came from: that thread owns the allocation."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self.origin: Origin = UdpOrigin(0, 0)
-        """Set before each request is handed to the server."""
+        self.origins: dict[FiveTuple, Origin] = {}
+        """Of each request that the server is at, or keeps waiting."""
 
     def open_relay(self, local: TransportAddress) -> int | None:
         """See `RelayPlane`."""
@@ -53,7 +53,7 @@ class PlaneRelays:
     def start_relay(self, handle: int, five_tuple: FiveTuple, identity: str) -> None:
         """See `RelayPlane`."""
         user = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")
-        match self.origin:
+        match self.origins[five_tuple]:
             case UdpOrigin(worker, listener):
                 client = five_tuple.client
                 self._plane.start_relay(handle, worker, listener, str(client.ip), client.port, user)

@@ -27,8 +27,9 @@ from turn.allocation import LIFETIME_DEFAULT, Allocation, CloseReason, FiveTuple
 from turn.auth import Authenticated, Authenticator
 from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHANNEL_MIN, BindResult, ChannelTable
 from turn.errors import StunRefusal
-from turn.events import AllocationClosed, AllocationCreated, Event
+from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event
 from turn.limits import Quota, SourceLimiter, TokenBucket
+from turn.lookup import LookupPending, WaitingRoom
 from turn.permission import PERMISSION_LIFETIME
 from turn.policy import PeerPolicy, Verdict
 from turn.ports import RelayPlane, RelayUsage
@@ -115,6 +116,7 @@ class TurnServer:
         self._user_quota = Quota(settings.allocations_per_user)
         self._source_quota = Quota(settings.allocations_per_source)
         self._error_limiter = SourceLimiter(settings.errors_per_s, settings.errors_burst)
+        self._waiting = WaitingRoom()
         self._redirect: Redirect | None = None
         self._draining = False
         self._to_send: list[tuple[FiveTuple, bytes]] = []
@@ -148,6 +150,12 @@ class TurnServer:
         if (allocation := self._allocations.get(five_tuple)) is not None:
             self._close(allocation, CloseReason.DISCONNECTED)
 
+    def receive_credential(self, username: str, now: float) -> None:
+        """The look-up of `username` is over and its result known to the credential source: answer who waited (E6)."""
+        for message, five_tuple in self._waiting.take(username):
+            if (answer := self._answer(message, five_tuple, now)) is not None:
+                self._to_send.append((five_tuple, answer))
+
     def handle_timeout(self, now: float) -> None:
         """End what has expired. Call when `next_timeout` has come; earlier or later does no harm."""
         while self._expiries and self._expiries[0][0] <= now:
@@ -161,6 +169,9 @@ class TurnServer:
             if five_tuple in self._allocations:
                 self._schedule(allocation)
         self._pool.handle_timeout(now)
+        for message, waiter in self._waiting.take_expired(now):
+            if (answer := self._refuse(message, waiter, StunRefusal(500), None, now)) is not None:
+                self._to_send.append((waiter, answer))
         while self._transactions and next(iter(self._transactions.values()))[0] <= now:
             self._transactions.popitem(last=False)
 
@@ -193,6 +204,7 @@ class TurnServer:
         for allocation in list(self._allocations.values()):
             self._close(allocation, CloseReason.SHUTDOWN)
         self._pool.release_reservations()
+        self._waiting.clear()
         self._expiries.clear()
         self._transactions.clear()
 
@@ -211,8 +223,7 @@ class TurnServer:
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
         times = []
-        if (reservation_ends := self._pool.next_timeout()) is not None:
-            times.append(reservation_ends)
+        times += [due for due in (self._pool.next_timeout(), self._waiting.next_timeout()) if due is not None]
         if self._expiries:
             times.append(self._expiries[0][0])
         if self._transactions:
@@ -230,9 +241,14 @@ class TurnServer:
             for allocation in self._allocations.values()
         ]
 
+    def waiting(self) -> set[FiveTuple]:
+        """Clients whose requests wait for a look-up."""
+        return self._waiting.five_tuples() if self._waiting else set()
+
     def live_counts(self) -> dict[str, int]:
         """Live objects by kind; all 0 after `close`."""
         return {
+            "lookups": len(self._waiting),
             "allocations": len(self._allocations),
             "relays": sum(len(a.relays) for a in self._allocations.values()) + self._pool.reservations(),
             "reservations": self._pool.reservations(),
@@ -274,6 +290,8 @@ class TurnServer:
             answer = self._refuse(message, five_tuple, StunRefusal(400), auth, now)
         except StunRefusal as refusal:
             answer = self._refuse(message, five_tuple, refusal, auth, now)
+        except LookupPending as pending:
+            return self._park(pending.username, message, five_tuple, now)
         except (OSError, MemoryError) as error:
             # The machine is out of something; the handler has given back what it took (A24, X20).
             logger.error("a request failed: %s", type(error).__name__)
@@ -287,6 +305,14 @@ class TurnServer:
                 self._transactions.popitem(last=False)
             self._transactions[transaction] = (now + TRANSACTION_LIFETIME, answer)
         return answer
+
+    def _park(self, username: str, message: Message, five_tuple: FiveTuple, now: float) -> bytes | None:
+        first = self._waiting.park(username, message, five_tuple, now)
+        if first is None:
+            return self._refuse(message, five_tuple, StunRefusal(500), None, now)
+        if first:
+            self._events.append(CredentialWanted(username))
+        return None
 
     def _refuse(
         self, message: Message, five_tuple: FiveTuple, refusal: StunRefusal, auth: Authenticated | None, now: float

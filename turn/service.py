@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,8 +25,9 @@ from turn.credentials import (
 )
 from turn.endpoint import TurnEndpoint
 from turn.errors import ConfigurationError, InvalidParams, UsageError
-from turn.events import AllocationClosed, AllocationCreated, Event
+from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event
 from turn.interfaces import parse_fib_trie, parse_if_inet6
+from turn.lookup import LOOKUP_TIMEOUT, RemoteCredentials
 from turn.policy import PeerPolicy
 from turn.ports import RelayUsage
 from turn.relaypool import RelayAddress
@@ -92,8 +94,16 @@ class TurnService:
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        find_password: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
         """Check and compile the settings; touches no socket.
+
+        Args:
+            settings: checked here.
+            clock: monotonic seconds, as `time.monotonic`.
+            wall_clock: unix time, for credentials that expire.
+            find_password: asked for users that nothing else knows: the password, or None. It has two seconds, then the
+                client is told to try again (500); what it brings is kept for 30 s (E6).
 
         Raises:
             ConfigurationError: naming the setting.
@@ -106,6 +116,10 @@ class TurnService:
         self._revocations = Revocations(settings.revocations_file)
         self._issuer = CredentialIssuer(secret, settings.realm, self._revocations)
         self._users = StaticUsers(settings.users, settings.realm)
+        self._remote = RemoteCredentials(settings.realm)
+        self._find_password = find_password
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
         self._server: TurnServer | None = None
         self._tls: ssl.SSLContext | None = None
@@ -149,6 +163,8 @@ class TurnService:
         """End every allocation and free everything. Idempotent."""
         if self._endpoint is not None:
             endpoint = self._endpoint
+            for task in self._lookups:
+                task.cancel()
             await endpoint.close()
             self._final = self.stats()
             self._endpoint = None
@@ -187,7 +203,7 @@ class TurnService:
             return self._final or TurnStats({}, {}, {})
         counters = {f"requests_{name}": count for name, count in self._server.counters.items()}
         counters |= {f"plane_{name}": count for name, count in self._endpoint.plane_counters().items()}
-        counters |= dict(self._endpoint.counters)
+        counters |= dict(self._endpoint.counters) | {"lookups_failed": self._lookups_failed}
         live = [(self._party(a.credential.username), usage) for a, usage in self._server.allocations()]
         return TurnStats(counters, self._endpoint.live_counts(), self._ledger.sums(live))
 
@@ -307,8 +323,10 @@ class TurnService:
             strict_expiry=settings.strict_expiry,
         )
         sources: list[CredentialSource] = [self._users, rest, self._issuer]
+        if self._find_password is not None:
+            sources.append(self._remote)
         # I9: names that cannot be enumerated cannot be found by their hash.
-        static_only = bool(self._users) and not settings.rest_secrets and not settings.keys
+        static_only = bool(self._users) and not settings.rest_secrets and not settings.keys and not self._find_password
         return Authenticator(
             settings.realm,
             CredentialChain(sources),
@@ -339,10 +357,30 @@ class TurnService:
             PortPool(self.settings.relay_port_min, self.settings.relay_port_max),
         )
 
+    def _look_up(self, username: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask(username))
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
+    async def _ask(self, username: str) -> None:
+        assert self._find_password is not None
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT):
+                password = await self._find_password(username)
+        except Exception as error:  # somebody else's code; its clients get 500 when their time is over
+            self._lookups_failed += 1
+            logger.debug("a credential look-up failed: %s", type(error).__name__)
+            return
+        self._remote.remember(username, password, self._wall_clock())
+        if self._endpoint is not None:
+            self._endpoint.credential_found(username)
+
     def _event_happened(self, event: Event) -> None:
         """The audit log (X22): identity, addresses, bytes; off unless the operator turns that logger on."""
         name = event.username.encode("unicode_escape").decode()
         match event:
+            case CredentialWanted(username):
+                self._look_up(username)
             case AllocationCreated(five_tuple, username, relayed):
                 self._ledger.open(self._party(username))
                 audit.info("allocated user=%s client=%s relay=%s", name, five_tuple, ",".join(map(str, relayed)))

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.turn_sockets import Client, Peer, code, eventually, make_certificate, serving
+from tests.support.turn_sockets import (
+    PASSWORD,
+    UDP_RELAY,
+    USER,
+    Client,
+    Peer,
+    code,
+    eventually,
+    make_certificate,
+    serving,
+)
 from turn.errors import ConfigurationError
 from turn.service import TurnService, TurnSettings
 from wire import stun
@@ -268,3 +278,48 @@ async def test_t5_the_certificate_can_be_replaced_while_connections_live(tmp_pat
         async with Client.connected(service, "tls") as newcomer:
             await newcomer.allocate()
         peer.close()
+
+
+class TestPasswordsFromElsewhere:
+    """E6 over sockets."""
+
+    @pytest.mark.parametrize("transport", ["udp", "tcp"])
+    async def test_e6_a_callback_finds_the_password(self, transport: str) -> None:
+        asked: list[str] = []
+
+        async def find_password(username: str) -> str | None:
+            asked.append(username)
+            await asyncio.sleep(0.05)
+            return "secret" if username == "zoe" else None
+
+        service = TurnService(TurnSettings(port=0, allocations_max=8, connections_max=8), find_password=find_password)
+        await service.start()
+        async with Client.connected(service, transport, username="zoe", password="secret") as client:
+            await client.allocate()
+            assert code(await client.request(Method.REFRESH)) == 0
+        async with Client.connected(service, transport, username="mallory", password="secret") as client:
+            assert code(await client.request(Method.ALLOCATE, (Attr.REQUESTED_TRANSPORT, UDP_RELAY))) == 401
+        assert asked == ["zoe", "mallory"]
+        await service.close()
+        assert not any(service.live_counts().values())
+
+    async def test_e6_a_callback_that_hangs_or_fails_is_500_and_hurts_nobody(self) -> None:
+        async def find_password(username: str) -> str | None:
+            if username == "broken":
+                raise RuntimeError("database is down")
+            await asyncio.sleep(60)
+            return None
+
+        settings = TurnSettings(port=0, users={USER: PASSWORD}, allocations_max=8, connections_max=8)
+        service = TurnService(settings, find_password=find_password)
+        await service.start()
+        for name in ("broken", "slow"):
+            async with (
+                Client.connected(service, "tcp", username=name, password="x") as client,
+                Client.connected(service) as other,
+            ):
+                request = asyncio.create_task(client.request(Method.ALLOCATE, (Attr.REQUESTED_TRANSPORT, UDP_RELAY)))
+                await other.allocate()
+                assert code(await request) == 500
+        assert service.stats().counters["lookups_failed"] == 2
+        await service.close()

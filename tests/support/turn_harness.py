@@ -10,6 +10,7 @@ from turn._reference import Outcome, ReferencePlane
 from turn.allocation import FiveTuple, Transport
 from turn.auth import PASSWORD_ALGORITHMS, Authenticator
 from turn.credentials import CredentialChain, CredentialIssuer, RestSecrets, StaticUsers, derive_keys, userhash
+from turn.lookup import RemoteCredentials
 from turn.policy import PeerPolicy
 from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
@@ -46,6 +47,7 @@ class Harness:
         policy: dict[str, Any] | None = None,
         static_only: bool = False,
         external: str | None = None,
+        remote: bool = False,
         **settings: Any,
     ) -> None:
         self.now = 1000.0
@@ -53,10 +55,11 @@ class Harness:
         self.settings = TurnSettings(realm=REALM, users=USERS, rest_secrets=(REST_SECRET,), **settings)
         users = StaticUsers(USERS, REALM)
         self.issuer = CredentialIssuer(b"0123456789abcdef", REALM)
+        self.remote = RemoteCredentials(REALM)
         rest = RestSecrets([REST_SECRET], REALM, strict_expiry=self.settings.strict_expiry)
         self.authenticator = Authenticator(
             REALM,
-            CredentialChain([users] if static_only else [users, rest, self.issuer]),
+            CredentialChain([users] if static_only else [users, rest, self.issuer, *([self.remote] if remote else [])]),
             users=users if static_only else None,
             nonce_lifetime=self.settings.nonce_lifetime,
             wall_clock=lambda: self.unix_time,
