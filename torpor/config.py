@@ -126,6 +126,7 @@ class RelaySettings:
     users: Mapping[str, Secret] = secret_table("User name to password, for clients with fixed credentials")
     shared_secrets: tuple[Secret, ...] = setting((), "Secrets of back ends that make `expiry:id` names by themselves")
     credential_secret: Secret | None = setting(None, "Seals credentials; absent: a restart ends those handed out")  # noqa: RUF009
+    revocations_file: Path | None = setting(None, "Keeps revocations over restarts; with a `credential_secret`")  # noqa: RUF009
     credential_ttl: float = setting(86400.0, "Life of a credential when a request names none", least=1)
     credential_ttl_max: float = setting(172800.0, "Longest life of a credential that may be asked for", least=1)
     allow_peers: tuple[str, ...] = setting((), "Private addresses, networks or ranges that clients may reach by relay")
@@ -272,15 +273,14 @@ class Settings:
         """Why serving with these settings would be unsafe, or `None`."""
         if self.on_loopback:
             return None
+        reachable = f"http.host is {self.http.host}, which others can reach, and"
         if not self.configured_apps:
             return (
-                f"http.host is {self.http.host}, which others can reach, and no app is configured. "
-                "Set TORPOR_APP_ID and TORPOR_APP_SECRET, or [apps] in torpor.toml."
+                f"{reachable} no app is configured. Set TORPOR_APP_ID and TORPOR_APP_SECRET, or [apps] in torpor.toml."
             )
-        if any(secret.value == DEVELOPMENT_APP_SECRET for secret in self.configured_apps.values()):
-            return (
-                f"http.host is {self.http.host}, which others can reach, and an app has the public development secret."
-            )
+        for what, secrets in (("an app", self.configured_apps), ("a TURN key", self.turn.keys)):
+            if any(secret.value == DEVELOPMENT_APP_SECRET for secret in secrets.values()):
+                return f"{reachable} {what} has the public development secret."
         return None
 
     def problems(self) -> Iterator[tuple[str, str]]:

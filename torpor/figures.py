@@ -128,14 +128,16 @@ def turn_families(stats: TurnStats) -> Iterator[Family]:
         yield counter(f"torpor_turn_{name}_total", text, plane.get(name, 0))
     drops = {name.removeprefix("dropped_"): count for name, count in plane.items() if name not in TURN_COUNTERS}
     yield counter("torpor_turn_drops_total", "Datagrams and messages dropped, by reason.", drops, "reason")
-    for prefix, text, label in (
-        ("requests", "Requests that are not data, by result.", "result"),
-        ("connections", "TCP and TLS connections, by what happened.", "event"),
-    ):
-        found = {k.removeprefix(f"{prefix}_"): n for k, n in stats.counters.items() if k.startswith(f"{prefix}_")}
-        yield counter(f"torpor_turn_{prefix}_total", text, found, label)
-    failed = stats.counters.get("tls_handshakes_failed", 0)
-    yield counter("torpor_turn_tls_handshakes_failed_total", "TLS handshakes that failed.", failed)
+    control: dict[str, dict[str, float]] = {"requests": {}, "connections": {}, "events": {}}
+    for name, count in stats.counters.items():
+        group, _, rest = name.partition("_")
+        if group in control:
+            control[group][rest] = count
+        elif group != "plane":
+            control["events"][name] = count
+    yield counter("torpor_turn_requests_total", "Requests that are not data, by result.", control["requests"], "result")
+    yield counter("torpor_turn_connections_total", "TCP and TLS connections.", control["connections"], "event")
+    yield counter("torpor_turn_events_total", "What else happened, by event.", control["events"], "event")
     live = {kind.removeprefix("turn_"): count for kind, count in stats.live.items()}
     yield gauge("torpor_turn_live", "Live objects by kind.", live, "kind")
     for offset, unit in enumerate(("bytes", "packets")):

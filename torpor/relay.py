@@ -57,6 +57,8 @@ async def start_turn(settings: Settings, sfu: Sfu | None) -> TurnService:
         except ssl.SSLError as error:
             raise StartRefused(f"turn: the certificate and its key cannot be used: {error}") from error
         except OSError as error:
+            if error.filename is not None:
+                raise StartRefused(f"turn: {error}") from error
             if error.errno == errno.EADDRINUSE and attempt is not attempts[-1]:
                 continue
             where = ", ".join(attempt.listen_addresses)
@@ -106,6 +108,7 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
         rest_secrets=tuple(secret.value for secret in own.shared_secrets),
         keys=_values(settings.turn_keys),
         credential_secret="" if own.credential_secret is None else own.credential_secret.value,
+        revocations_file=own.revocations_file,
         credential_ttl=own.credential_ttl,
         credential_ttl_max=own.credential_ttl_max,
         allow_peers=own.allow_peers,

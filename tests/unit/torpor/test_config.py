@@ -56,6 +56,10 @@ class TestRefusal:
         apps = {"app": Secret(DEVELOPMENT_APP_SECRET)}
         assert Settings(http=HttpSettings(host="0.0.0.0"), configured_apps=apps).refusal() is not None
         assert Settings(configured_apps=apps).refusal() is None
+        keys = {"key": Secret(DEVELOPMENT_APP_SECRET)}
+        reachable = HttpSettings(host="0.0.0.0")
+        assert Settings(http=reachable, configured_apps=APPS, turn=RelaySettings(keys=keys)).refusal() is not None
+        assert Settings(configured_apps=APPS, turn=RelaySettings(keys=keys)).refusal() is None
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
     def test_loopback_is_served(self, host: str) -> None:

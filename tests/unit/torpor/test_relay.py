@@ -140,6 +140,11 @@ class TestStart:
         with pytest.raises(StartRefused, match="certificate"):
             await start_turn(Settings(turn=own), None)
 
+    async def test_a_file_that_cannot_be_read_is_a_refusal_that_names_it(self, tmp_path: Path) -> None:
+        own = RelaySettings(**SMALL, revocations_file=tmp_path)
+        with pytest.raises(StartRefused, match=rf"turn: .*{tmp_path.name}"):
+            await start_turn(Settings(turn=own), None)
+
     async def test_an_address_that_this_machine_lacks_is_a_refusal(self) -> None:
         with pytest.raises(StartRefused, match=r"cannot listen on 192\.0\.2\.1"):
             await start_turn(Settings(turn=RelaySettings(**SMALL, addresses=("192.0.2.1",))), None)
@@ -234,7 +239,7 @@ class TestFigures:
             "requests_accepted": 3,
             "requests_refused_401": 4,
             "connections_accepted": 5,
-            "tls_handshakes_failed": 6,
+            "tls_failed": 6,
             "plane_no_permission": 7,
             "plane_dropped_blocked": 8,
             "plane_datagrams_sent": 9,
@@ -245,7 +250,7 @@ class TestFigures:
             'torpor_turn_requests_total{result="accepted"} 3',
             'torpor_turn_requests_total{result="refused_401"} 4',
             'torpor_turn_connections_total{event="accepted"} 5',
-            "torpor_turn_tls_handshakes_failed_total 6",
+            'torpor_turn_events_total{event="tls_failed"} 6',
             'torpor_turn_drops_total{reason="no_permission"} 7',
             'torpor_turn_drops_total{reason="blocked"} 8',
             "torpor_turn_datagrams_sent_total 9",
