@@ -7,17 +7,16 @@ bounded buffer until Python fetches it.
 """
 
 import os
-import socket as sockets
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EMSGSIZE, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
-from turn._relay.packet cimport STUN_HEADER, be16
+from turn._relay.packet cimport be16
 from turn._relay.table cimport (
-    CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
+    CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
     Client, Outcome, Relay, RelayTable, Shard, Worker, atomic_load, client_link, decide_client, decide_peer,
     pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -143,14 +142,13 @@ cdef void send_alone(Engine *e, Socket *socket, const Address *to, const uint8_t
         setsockopt(socket.fd, IPPROTO_IP, IP_MTU_DISCOVER, &off, sizeof(int))
 
 
-cdef void send_batched(Engine *e, Socket *socket, const Address *to, const uint8_t *head, int head_size, const uint8_t *payload, int size) noexcept nogil:
-    cdef uint8_t *room = sender_room(&e.sender, head_size + size)
+cdef void send_batched(Engine *e, Socket *socket, const Address *to, const uint8_t *data, int size) noexcept nogil:
+    cdef uint8_t *room = sender_room(&e.sender, size)
     if room == NULL:
         sender_flush(&e.sender)
-        room = sender_room(&e.sender, head_size + size)
-    memcpy(room, head, head_size)
-    memcpy(room + head_size, payload, size)
-    sender_commit(&e.sender, socket, to, head_size + size, False, 0, NULL)
+        room = sender_room(&e.sender, size)
+    memcpy(room, data, size)
+    sender_commit(&e.sender, socket, to, size, False, 0, NULL)
 
 
 cdef void queue_stream(Engine *e, Client *client, const Outcome *o) noexcept nogil:
@@ -210,9 +208,9 @@ cdef void carry_out(Engine *e, uint32_t listener, const Address *source, const O
         if o.payload_size == 0 or o.dont_fragment:
             send_alone(e, &o.relay.socket, &o.peer, o.payload, o.payload_size, o.dont_fragment)
         else:
-            send_batched(e, &o.relay.socket, &o.peer, NULL, 0, o.payload, o.payload_size)
+            send_batched(e, &o.relay.socket, &o.peer, o.payload, o.payload_size)
     elif o.kind == TO_CLIENT and o.relay == NULL:
-        send_batched(e, &e.listeners[listener], source, o.head, o.head_size, NULL, 0)
+        send_batched(e, &e.listeners[listener], source, o.head, o.head_size)
     elif o.kind == TO_CLIENT:
         client = o.relay.client
         if client.listener == STREAM:

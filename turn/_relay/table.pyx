@@ -7,7 +7,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
-from wire._batch.udp cimport AF_INET, AF_INET6, format_address, parse_address
+from wire._batch.udp cimport format_address, parse_address
 
 REASON_NAMES = (
     "unknown_protocol", "malformed", "ignored", "no_allocation", "no_permission", "unbound_channel",
