@@ -42,3 +42,21 @@ def _own_address(wildcard: str, setting: str) -> str:
                 f"bound to {wildcard}, and no route tells which address clients reach: set {setting}"
             ) from error
         return str(probe.getsockname()[0])
+
+
+class Networks:
+    """Addresses and networks that an address may be in, as `address in networks`.
+
+    Args:
+        entries: checked ones: IP addresses, or networks in CIDR notation.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(entry) for entry in entries]
+
+    def __contains__(self, address: object) -> bool:
+        try:
+            parsed = ipaddress.ip_address(str(address))
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)

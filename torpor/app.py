@@ -25,6 +25,8 @@ from torpor.health import Health, health_router
 from torpor.openapi import document
 from torpor.pages import page_routes
 from torpor.relay import ice_servers
+from torpor.room_routes import RoomRoutes, rooms_router
+from torpor.rooms import Rooms
 from turn.routes import credentials_router
 from turn.service import TurnService
 
@@ -45,7 +47,13 @@ DEMO_BODY_MAX_BYTES = 64 * 1024
 
 
 def build_app(
-    settings: Settings, sfu: Sfu | None, turn: TurnService | None = None, *, health: Health, figures: Figures
+    settings: Settings,
+    sfu: Sfu | None,
+    turn: TurnService | None = None,
+    rooms: Rooms | None = None,
+    *,
+    health: Health,
+    figures: Figures,
 ) -> FastAPI:
     """Everything the port answers.
 
@@ -53,6 +61,7 @@ def build_app(
         settings: checked ones.
         sfu: the media side; without it the session routes are absent.
         turn: the TURN server; without it the routes of TURN keys are absent, and browsers are told of no server.
+        rooms: the room side; without it a room's URL is unknown, and the list of rooms is empty.
         health: read by `/healthz`.
         figures: read by `/metrics`.
     """
@@ -67,6 +76,9 @@ def build_app(
     app.add_exception_handler(SfuError, on_sfu_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
+    if rooms is not None:
+        limits = BodyLimits(settings.http.body_max_bytes, settings.http.body_timeout)
+        app.add_middleware(RoomRoutes, rooms=rooms.routes, limits=limits)
     app.add_middleware(
         Edge,
         cors=cors_rules(settings),
@@ -80,6 +92,8 @@ def build_app(
         add_media_routes(app, settings, sfu, turn, figures)
     if turn is not None:
         app.include_router(credentials_router(turn))
+    if (token := settings.rooms_admin_token) is not None:
+        app.include_router(rooms_router(rooms.statuses if rooms else list, token))
     if settings.demo_enabled:
         app.include_router(demo_router(), max_body_size=DEMO_BODY_MAX_BYTES)
         app.router.routes.extend(page_routes())
@@ -90,6 +104,11 @@ def cors_rules(settings: Settings) -> dict[str, Cors]:
     """Which paths scripts of other origins may call, and from which origins."""
     api = Cors(settings.http.cors_origins, local_only=settings.development)
     rules = {f"{VERSIONED}/": api, "/apps/": api}
+    if settings.parties:
+        origins = settings.rooms.allowed_origins
+        rules |= dict.fromkeys(
+            ("/parties/", "/party/"), Cors(origins, local_only=settings.development, any_request=True)
+        )
     if settings.gateway_enabled:
         rules[f"{settings.gateway.prefix}/"] = Cors(settings.gateway.allowed_origins)
     return rules

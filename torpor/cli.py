@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         settings = sources.load(file=file, environment=os.environ, flags=flags)
         if command == "check":
             return check(settings)
-        logs.configure(settings.log)
+        logs.configure(settings.log, audit=settings.turn.audit_log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, lambda ports: announce(settings, ports)))
     except TorporError as error:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hibernation.manager import MAX_CONNECTIONS
+from partykit_compat.names import is_party_name
 from turn.errors import ConfigurationError
 from turn.policy import parse_range
 from turn.settings import REALM_BYTES_MAX
@@ -26,7 +28,7 @@ APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 SECRET_LENGTH_MIN = 32
 TOO_SHORT = f"a secret needs at least {SECRET_LENGTH_MIN} printable ASCII characters"
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)+\Z")
-RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/demo")
+RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/party", "/demo")
 
 
 class Secret:
@@ -146,6 +148,29 @@ class RelaySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RoomSettings:
+    """Rooms: where they keep their data, and what one, all, or a client may use up. Which: the table `[parties]`."""
+
+    folder: Path = setting(Path(".torpor"), "Folder of their storage; one server at a time may use it")  # noqa: RUF009
+    allowed_origins: tuple[str, ...] = setting(
+        ("*",), "Origins whose pages may connect and make requests; `*` for all, in development all of this machine"
+    )
+    admin_token: Secret | None = setting(None, "Bearer of `GET /v1/rooms`; absent: in development the app secret")  # noqa: RUF009
+    idle_timeout: float = setting(10.0, "A room with nothing to do leaves memory after this", least=0.1, most=3600)
+    awake_max: int = setting(50_000, "Rooms in memory at once; what would wake one more gets 503", least=1)
+    connections_max: int = setting(100_000, "WebSockets at once; more get 503", least=1, most=10_000_000)
+    connections_per_room: int = setting(
+        MAX_CONNECTIONS, "WebSockets of one room; more get 503", least=1, most=MAX_CONNECTIONS
+    )
+    handshakes_per_second: float = setting(100.0, "Per client address; more get 429; 0: no limit", least=0)
+    message_max_bytes: int = setting(1024 * 1024, "Largest WebSocket message; above it close 1009", least=1024)
+    queue_max_bytes: int = setting(1024 * 1024, "Unsent bytes of a slow client; above it close 1013", least=1024)
+    ping_interval: float = setting(20.0, "A ping is sent after this much silence; 0: never", least=0, most=3600)
+    storage_max_bytes: int = setting(10 * 1024**3, "Size of one room's file; above it writing fails", least=2**20)
+    closes_per_second: int = setting(1000, "At stop WebSockets are closed so fast, as clients come back alike", least=1)
+
+
+@dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """The browser gateway: pages use partytracks without a back end of their own and without a bearer."""
 
@@ -195,6 +220,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     media: MediaSettings = field(default_factory=MediaSettings)
     turn: RelaySettings = field(default_factory=RelaySettings)
+    rooms: RoomSettings = field(default_factory=RoomSettings)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     events: EventSettings = field(default_factory=EventSettings)
     demo: DemoSettings = field(default_factory=DemoSettings)
@@ -202,6 +228,8 @@ class Settings:
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     configured_apps: Mapping[str, Secret] = field(default_factory=dict)
     """App id to secret, as configured; `apps` is what is served."""
+    parties: Mapping[str, str] = field(default_factory=dict)
+    """Party name to `module:Class`, the rooms that are served; without any, there is no room side."""
 
     @property
     def on_loopback(self) -> bool:
@@ -255,6 +283,13 @@ class Settings:
         return None if certificate is None or key is None else (certificate, key)
 
     @property
+    def rooms_admin_token(self) -> Secret | None:
+        """Who may list the rooms; None: nobody."""
+        if self.rooms.admin_token is None and self.development:
+            return self.apps[DEVELOPMENT_APP_ID]
+        return self.rooms.admin_token
+
+    @property
     def gateway_enabled(self) -> bool:
         """Whether the browser gateway is served."""
         return self.development if self.gateway.enabled is None else self.gateway.enabled
@@ -292,6 +327,7 @@ class Settings:
                 yield key, f"{address!r} is not an IP address"
         yield from _secret_problems("apps", "app id", self.configured_apps)
         yield from self._turn_problems()
+        yield from self._room_problems()
         yield from self._gateway_problems()
 
     def _http_problems(self) -> Iterator[tuple[str, str]]:
@@ -333,6 +369,16 @@ class Settings:
             yield "turn.credential_ttl", "is above turn.credential_ttl_max"
         if not (turn.udp or turn.tcp or self.turn_certificate):
             yield "turn.udp", "neither UDP nor TCP nor TLS is left: set turn.enabled to false"
+
+    def _room_problems(self) -> Iterator[tuple[str, str]]:
+        for name in self.parties:
+            if not is_party_name(name):
+                yield f"parties.{name}", "a party is named by 1 to 64 lower-case letters, digits, '-' or '_'"
+        for origin in self.rooms.allowed_origins:
+            if not _is_origin(origin):
+                yield "rooms.allowed_origins", f"{origin!r} is neither '*' nor an origin like 'https://example.org'"
+        if self.rooms.admin_token is not None and not _is_long_enough(self.rooms.admin_token):
+            yield "rooms.admin_token", TOO_SHORT
 
     def _gateway_problems(self) -> Iterator[tuple[str, str]]:
         prefix = self.gateway.prefix

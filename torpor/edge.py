@@ -40,29 +40,36 @@ class Cors:
     Args:
         origins: exact origins, or `*` for all.
         local_only: `*` means all origins of this machine.
+        any_request: with any method and header, and answers that may be kept; else those of the API.
     """
 
-    def __init__(self, origins: Iterable[str], *, local_only: bool = False) -> None:
+    def __init__(self, origins: Iterable[str], *, local_only: bool = False, any_request: bool = False) -> None:
         self._origins = frozenset(origins)
         self._local_only = local_only
+        self._any_request = any_request
 
     def headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         """Headers of any answer to `origin`; `Vary` always, since another origin may get another answer."""
         vary = [(b"vary", b"Origin")]
-        if origin is None or not self._allows(origin):
+        if not self._any_request:
+            vary.append((b"cache-control", b"no-store"))
+        if origin is None or not self.allows(origin):
             return vary
         return [*vary, (b"access-control-allow-origin", origin.encode("latin-1"))]
 
-    def _allows(self, origin: str) -> bool:
+    def allows(self, origin: str) -> bool:
+        """Whether pages of `origin` may."""
         if origin in self._origins:
             return True
         return "*" in self._origins and (not self._local_only or is_local_name(origin.lower().partition("://")[2]))
 
     def preflight_headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer to an `OPTIONS` preflight has besides."""
+        any_request = self._any_request
+        headers = b"*, authorization" if any_request else b"authorization, content-type"
         return [
-            (b"access-control-allow-methods", b"GET, POST, PUT, OPTIONS"),
-            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-allow-methods", b"*" if any_request else b"GET, POST, PUT, OPTIONS"),
+            (b"access-control-allow-headers", headers),
             (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_S).encode()),
         ]
 
@@ -102,6 +109,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
+        if scope["type"] == "websocket":
+            await self._upgrade(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -109,9 +119,9 @@ class Edge:
         extra = [(b"x-content-type-options", b"nosniff")]
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        cors = next((rule for prefix, rule in self._cors.items() if scope["path"].startswith(prefix)), None)
+        cors = self._rule(scope)
         if cors is not None:
-            extra += [*cors.headers(origin), (b"cache-control", b"no-store")]
+            extra += cors.headers(origin)
         status = 0
         task = asyncio.current_task()
         assert task is not None
@@ -147,6 +157,21 @@ class Edge:
             self._health.streams.discard(task)
             self._record(scope, status or CLIENT_CLOSED_REQUEST, self._clock() - started)
 
+    async def _upgrade(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request for a WebSocket. Browsers ask nobody before they send it, so the origin is judged here."""
+        headers = Headers(scope=scope)
+        origin, rule = headers.get("origin"), self._rule(scope)
+        if self._local_only and not is_local_name(headers.get("host", "").lower()):
+            await deny(send, NOT_LOCAL)
+        elif origin is not None and rule is not None and not rule.allows(origin):
+            await deny(send, "pages of this origin may not connect")
+        else:
+            await self._app(scope, receive, send)
+
+    def _rule(self, scope: Scope) -> Cors | None:
+        path = "/" + scope["path"].lstrip("/")  # rooms are found so
+        return next((rule for prefix, rule in self._cors.items() if path.startswith(prefix)), None)
+
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope)
         self._metrics.record(route=route, method=scope["method"], status=status, seconds=seconds)
@@ -158,6 +183,13 @@ class Edge:
 def route_of(scope: Scope) -> str:
     """The matched route's template, never the path itself: it may hold ids, and anyone can invent paths."""
     return getattr(scope.get("route"), "path", "unmatched")
+
+
+async def deny(send: Send, description: str) -> None:
+    """Answer 403 to a request for a WebSocket."""
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "websocket.http.response.start", "status": 403, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": envelope("forbidden", description)})
 
 
 async def respond(send: Send, status: int, body: bytes = b"", headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

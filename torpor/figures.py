@@ -11,6 +11,7 @@ from pathlib import Path
 import torpor
 from sfu.service import Sfu, SfuStats
 from torpor.metrics import LAG_BOUNDS, Family, Histogram, HttpMetrics, Sample, counter, gauge, histogram
+from torpor.rooms import Rooms, RoomStats
 from turn.service import TurnService, TurnStats
 
 LAG_INTERVAL = 0.5
@@ -23,11 +24,13 @@ class Figures:
     Args:
         sfu: the media side, if this node has one.
         turn: the TURN server, if this node has one.
+        rooms: the room side, if this node has one.
     """
 
-    def __init__(self, sfu: Sfu | None, turn: TurnService | None = None) -> None:
+    def __init__(self, sfu: Sfu | None, turn: TurnService | None = None, rooms: Rooms | None = None) -> None:
         self._sfu = sfu
         self._turn = turn
+        self._rooms = rooms
         self._started_at = time.time()
         self.http = HttpMetrics()
         self.lag = Histogram(LAG_BOUNDS)
@@ -51,6 +54,8 @@ class Figures:
             yield from media_families(self._sfu.stats())
         if self._turn is not None:
             yield from turn_families(self._turn.stats())
+        if self._rooms is not None:
+            yield from room_families(self._rooms.stats())
 
     async def measure_lag(self) -> None:
         """Observe the event loop's lag until cancelled."""
@@ -147,6 +152,49 @@ def turn_families(stats: TurnStats) -> Iterator[Family]:
             labels = (("key", party.key_id), ("custom_identifier", party.identifier))
             samples += [("", (*labels, ("direction", name)), usage[at + offset]) for name, at in _DIRECTIONS]
         yield Family(f"torpor_turn_relayed_{unit}_total", "counter", text, samples)
+
+
+ROOM_SOCKET_COUNTERS: Mapping[str, str] = {
+    "accepted": "WebSockets taken over.",
+    "bytes_received": "Bytes received on WebSockets.",
+    "bytes_sent": "Bytes sent on WebSockets.",
+    "messages_received": "WebSocket messages received.",
+    "messages_sent": "WebSocket messages sent.",
+    "auto_responses": "Messages answered without waking a room.",
+    "dropped_frames": "Messages lost to slow clients.",
+}
+
+_ENDS = ("closed_by_peer", "lost", "closed_slow", "protocol_errors", "timeouts", "overloaded")
+_ROOM_EVENTS = ("fetches", "connects", "messages", "calls", "alarms")
+_ROOM_FAULTS = ("errors", "resets", "overloads")
+_ROOM_ROWS = ("rows_read", "rows_written")
+
+
+def room_families(stats: RoomStats) -> Iterator[Family]:
+    """The rooms' figures, by party where a class is what matters."""
+    live = {kind.removeprefix("room_").removeprefix("rooms_"): count for kind, count in stats.live.items()}
+    yield gauge("torpor_rooms_live", "What is held now, by kind.", live, "kind")
+    for name in ("inbound_bytes", "outbound_bytes"):
+        yield gauge(f"torpor_rooms_socket_{name}", "Memory of WebSocket buffers.", stats.sockets[name])
+    for name, text in ROOM_SOCKET_COUNTERS.items():
+        yield counter(f"torpor_rooms_socket_{name}_total", text, stats.sockets[name])
+    ends = {name: stats.sockets[name] for name in _ENDS}
+    yield counter("torpor_rooms_socket_ends_total", "WebSockets that ended otherwise than by a room.", ends, "reason")
+    for prefix, text, label, names in (
+        ("events", "Events that rooms handled.", "kind", _ROOM_EVENTS),
+        ("faults", "Handlers that raised, rooms reset, events refused as overload.", "kind", _ROOM_FAULTS),
+        ("storage", "Rows of storage read and written.", "kind", _ROOM_ROWS),
+    ):
+        samples: list[Sample] = [
+            ("", (("party", party), (label, name)), numbers[name])
+            for party, numbers in stats.parties.items()
+            for name in names
+        ]
+        yield Family(f"torpor_rooms_{prefix}_total", "counter", text, samples)
+    for name, text in (("hibernations", "Times a room left memory."), ("active_s", "Seconds that rooms were busy.")):
+        totals = {party: numbers[name] for party, numbers in stats.parties.items()}
+        family = "torpor_rooms_active_seconds_total" if name == "active_s" else f"torpor_rooms_{name}_total"
+        yield counter(family, text, totals, "party")
 
 
 def _powers_of_two(name: str, text: str, counts: Sequence[int], unit: float) -> Family:

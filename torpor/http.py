@@ -147,17 +147,25 @@ class HttpServer(uvicorn.Server):
         settings: limits, TLS, proxies, how long to drain.
         on_start: called once connections are accepted.
         on_stop: called once they are not any more, before requests in flight are waited for.
+        upgrades: protocol class that takes over from a request for a WebSocket; without it such a request is answered
+            like any other.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, *, on_start: Callable[[], None], on_stop: Callable[[], None]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        *,
+        on_start: Callable[[], None],
+        on_stop: Callable[[], None],
+        upgrades: type[asyncio.Protocol] | None = None,
     ) -> None:
         http = settings.http
         config = uvicorn.Config(
             app,
             # A class to uvicorn's type, a callable that makes instances to uvicorn.
             http=cast(type[asyncio.Protocol], functools.partial(HttpProtocol, limits=http)),
-            ws="none",
+            ws=upgrades or "none",
             lifespan="off",
             log_config=None,
             access_log=False,

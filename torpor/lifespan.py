@@ -1,12 +1,14 @@
 """Start order, drain, stop order.
 
-    bind TCP ─► start media ─► start TURN ─► accept HTTP ─► serving
+    bind TCP ─► start media ─► start TURN ─► load and start rooms ─► accept HTTP ─► serving
                                                 │ first SIGTERM or SIGINT
                                                 ▼
                           draining: /healthz 503, everything else goes on, for `shutdown.delay`
                                                 ▼
            stop accepting, new relays too ─► end event streams ─► finish requests, at most `shutdown.timeout`
                                                 │
+                                                ▼
+                          close rooms: WebSockets with 1012, then what their handlers wrote is made durable
                                                 ▼
                           close media: its goodbyes still pass the relays ─► close TURN ─► exit 0
 
@@ -32,7 +34,9 @@ from torpor.errors import StartRefused
 from torpor.figures import Figures
 from torpor.health import Health
 from torpor.http import HttpServer, listen
+from torpor.parties import load_parties
 from torpor.relay import start_turn
+from torpor.rooms import Rooms
 from turn.service import TurnService
 
 logger = logging.getLogger("torpor")
@@ -69,9 +73,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
         raise StartRefused(reason)
     with _listening(settings) as listener:
         http_port = listener.getsockname()[1]
-        async with _planes(settings, http_port) as (sfu, turn):
-            health, figures = Health(), Figures(sfu, turn)
-            app = build_app(settings, sfu, turn, health=health, figures=figures)
+        async with _planes(settings, http_port) as (sfu, turn), _rooms(settings) as rooms:
+            health, figures = Health(), Figures(sfu, turn, rooms)
+            app = build_app(settings, sfu, turn, rooms, health=health, figures=figures)
             ports = Ports(http_port, sfu.port if sfu else None, turn.port if turn else None)
 
             def stop_accepting() -> None:
@@ -79,7 +83,13 @@ async def serve(settings: Settings, announce: Announce) -> None:
                 if turn is not None:
                     turn.drain()
 
-            server = HttpServer(app, settings, on_start=lambda: announce(ports), on_stop=stop_accepting)
+            server = HttpServer(
+                app,
+                settings,
+                on_start=lambda: announce(ports),
+                on_stop=stop_accepting,
+                upgrades=rooms.protocol() if rooms else None,
+            )
             async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server):
                 await server.serve(sockets=[listener])
     logger.info("stopped")
@@ -112,6 +122,22 @@ async def _planes(settings: Settings, http_port: int) -> AsyncIterator[tuple[Sfu
             await turn.close()
         live = (sfu.live_counts() if sfu else {}) | (turn.live_counts() if turn else {})
         if left := {kind: count for kind, count in live.items() if count}:
+            logger.error("left behind", extra=left)
+
+
+@asynccontextmanager
+async def _rooms(settings: Settings) -> AsyncIterator[Rooms | None]:
+    """The room side from start to close; `None` without parties."""
+    if not settings.parties:
+        yield None
+        return
+    rooms = Rooms(settings, load_parties(settings.parties))
+    try:
+        rooms.start()
+        yield rooms
+    finally:
+        await rooms.close()
+        if left := {kind: count for kind, count in rooms.live_counts().items() if count}:
             logger.error("left behind", extra=left)
 
 

@@ -24,11 +24,17 @@ _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {
 }
 
 
-def configure(settings: LogSettings) -> None:
-    """Send every logger's lines through one handler. Replaces what was configured before."""
+def configure(settings: LogSettings, *, audit: bool = False) -> None:
+    """Send every logger's lines through one handler. Replaces what was configured before.
+
+    Args:
+        settings: format, and the least severe level.
+        audit: also say who used a TURN relay, with addresses.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
+    logging.getLogger("turn.audit").setLevel(logging.INFO if audit else logging.WARNING)
     # Its start and stop messages repeat ours, and what it warns of, any stranger can cause as often as they like.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 

@@ -37,7 +37,6 @@ async def start_turn(settings: Settings, sfu: Sfu | None) -> TurnService:
     Raises:
         StartRefused: the settings cannot be served, or an address cannot be bound.
     """
-    logging.getLogger("turn.audit").setLevel(logging.INFO if settings.turn.audit_log else logging.WARNING)
     wanted = turn_settings(settings, tuple(media_endpoints(sfu)))
     attempts = [wanted]
     if settings.development:

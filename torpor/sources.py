@@ -25,6 +25,9 @@ TURN_KEY_TOKEN_VARIABLE = "TORPOR_TURN_KEY_TOKEN"  # noqa: S105  the variable's 
 BUILD_VARIABLE = "TORPOR_EXTENSIONS"  # setup.py's
 DEFAULT_FILE = Path("torpor.toml")
 
+_TABLES = {"configured_apps", "parties"}
+"""Parts of `Settings` that are no sections of leaves: names an operator chooses."""
+
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 
@@ -72,20 +75,27 @@ class Setting:
 def all_settings() -> Iterator[Setting]:
     """Every leaf, in the order of declaration."""
     for section, section_type in typing.get_type_hints(Settings).items():
-        if section == "configured_apps":
+        if section in _TABLES:
             continue
         hints = typing.get_type_hints(section_type)
         for leaf in fields(section_type):
             yield Setting(section, leaf.name, hints[leaf.name], leaf)
 
 
-def load(*, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
+def load(
+    *,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+    parties: Mapping[str, str] | None = None,
+) -> Settings:
     """The settings in force.
 
     Args:
         file: the TOML file; `None` means `TORPOR_CONFIG`, else `torpor.toml` in the working directory if it is there.
         environment: `os.environ`.
         flags: dotted key to text, from the command line.
+        parties: name to class, from the command line; takes the place of the file's.
 
     Raises:
         SettingError: a key is unknown, or a value or a combination of values cannot work.
@@ -100,6 +110,8 @@ def load(*, file: Path | None, environment: Mapping[str, str], flags: Mapping[st
     for key, text in flags.items():
         values[key] = _from_text(known[key], text, known[key].flag)
         sources[key] = known[key].flag
+    if parties:
+        values["parties"] = parties
     settings = _build(values, apps)
     for key, reason in settings.problems():
         raise SettingError(key, sources.get(key, "settings"), reason)
@@ -128,6 +140,10 @@ def _read_file(path: Path, values: dict[str, Any], apps: dict[str, Secret], sour
             apps |= _secret_table("apps", table, str(path))
             sources |= {f"apps.{app_id}": str(path) for app_id in table}
             continue
+        if section == "parties":
+            values["parties"] = _party_table(table, str(path))
+            sources |= {f"parties.{name}": str(path) for name in table}
+            continue
         for name, value in table.items():
             key = f"{section}.{name}"
             if key not in known:
@@ -136,6 +152,13 @@ def _read_file(path: Path, values: dict[str, Any], apps: dict[str, Secret], sour
             sources[key] = str(path)
             if known[key].is_table:
                 sources |= {f"{key}.{entry}": str(path) for entry in value}
+
+
+def _party_table(table: Mapping[str, Any], source: str) -> dict[str, str]:
+    for name, target in table.items():
+        if not isinstance(target, str) or not target.partition(":")[2]:
+            raise SettingError(f"parties.{name}", source, "a party is a string such as 'module:Class'")
+    return dict(table)
 
 
 def _secret_table(key: str, table: Any, source: str) -> dict[str, Secret]:
@@ -181,13 +204,17 @@ def _pair(
 
 def _build(values: Mapping[str, Any], apps: Mapping[str, Secret]) -> Settings:
     sections: dict[str, dict[str, Any]] = {}
+    parties = values.get("parties", {})
     for key, value in values.items():
+        if key == "parties":
+            continue
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
     hints = typing.get_type_hints(Settings)
     return Settings(
         **{section: hints[section](**given) for section, given in sections.items()},
         configured_apps=types.MappingProxyType(dict(apps)),
+        parties=types.MappingProxyType(dict(parties)),
     )
 
 
@@ -275,6 +302,8 @@ def describe(settings: Settings, *, apps: Sequence[str]) -> str:
         else:
             lines.append(f"{setting.name} = {_to_toml(value)}")
     lines += ["", "[apps]", *(f'{app_id} = "***"' for app_id in apps)]
+    if settings.parties:
+        lines += ["", "[parties]", *(f"{name} = {_to_toml(target)}" for name, target in settings.parties.items())]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from loadtest.turn_client import TurnClient
 from tests.support.certificates import make_certificate
 from tests.support.server import Server, running_server
 from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES
@@ -217,3 +218,48 @@ class TestMedia:
                 await server.stop()
                 assert [chunk async for chunk in chunks] == []
         assert [entry["event"] for entry in server.log if session_id in entry["event"]]
+
+
+class TestTurn:
+    """STUN and TURN belong to the server: started with it, seen in its figures, closed with it."""
+
+    @pytest.mark.parametrize("audit", [False, True])
+    async def test_a_relay_is_seen_while_it_lives_and_ends_with_the_server(self, audit: bool) -> None:
+        async with running_server("--turn-audit-log", str(audit)) as server:
+            with await asyncio.to_thread(self.allocate, server) as relay:
+                async with httpx.AsyncClient() as client:
+                    figures = (await client.get(f"{server.url}/metrics")).text
+                assert 'torpor_turn_live{kind="allocations"} 1\n' in figures
+                assert f'torpor_turn_relayed_bytes_total{{key="{server.app_id}",custom_identifier="ada"' in figures
+                await server.stop()
+                relay.relayed = ("", 0)  # nothing to release any more
+        # Who used it is logged only when the operator asks for it (X22).
+        lines = [entry["event"].split()[0] for entry in server.log if entry["logger"] == "turn.audit"]
+        assert lines == (["allocated", "closed"] if audit else [])
+
+    @staticmethod
+    def allocate(server: Server) -> TurnClient:
+        url = f"{server.url}/v1/turn/keys/{server.app_id}/credentials/generate"
+        issued = httpx.post(url, headers=server.authorization, json={"customIdentifier": "ada"}).json()["iceServers"]
+        client = TurnClient(("127.0.0.1", server.turn_port), issued["username"], issued["credential"])
+        client.allocate()
+        return client
+
+    async def test_two_development_servers_run_side_by_side(self) -> None:
+        """The well-known port is the first one's, or some other program's; any other will do."""
+        default = ("--turn-port", "", "--turn-tls-port", "")
+        async with running_server(*default) as first, running_server(*default) as second:
+            assert first.turn_port != second.turn_port
+            for server in (first, second):
+                relay = await asyncio.to_thread(self.allocate, server)
+                relay.close()
+
+    def test_a_taken_port_is_named(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            done = TestStart().run("serve", "--port", "0", "--turn-port", port)
+        assert done.returncode == 2
+        assert f"TURN port {port}" in done.stderr
+        assert "Traceback" not in done.stderr

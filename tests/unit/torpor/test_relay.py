@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from sfu.settings import SfuSettings
 from tests.support.certificates import make_certificate
 from tests.support.fake_sfu import FakeSfu
+from tests.support.turn_sockets import Client, Peer
 from torpor.app import build_app
 from torpor.config import (
     DEVELOPMENT_APP_ID,
@@ -32,6 +34,7 @@ from torpor.relay import ice_servers, media_endpoints, start_turn, turn_settings
 from turn.ports import RelayUsage
 from turn.service import TurnService, TurnStats
 from turn.usage import Party
+from wire.stun import TransportAddress
 
 SMALL: dict[str, Any] = {"port": 0, "tls_port": 0, "threads": 1, "allocations_max": 16, "connections_max": 16}
 APPS = {"app": Secret("s" * 64)}
@@ -266,3 +269,32 @@ def test_http_on_all_addresses_puts_turn_there_too_and_still_needs_an_app() -> N
     assert settings.refusal() is not None
     assert settings.turn_addresses == ("0.0.0.0",)
     assert not settings.turn_enabled
+
+
+class TestPeers:
+    """A relay reaches the media side on this machine, and nothing else of it (X5, X8)."""
+
+    async def test_the_media_port_is_reached_and_its_neighbours_are_not(self) -> None:
+        media_side, neighbour = await Peer.open("127.0.0.1"), await Peer.open("127.0.0.1")
+        sfu = FakeSfu()
+        sfu.port = media_side.address.port
+        turn = await start_turn(Settings(turn=RelaySettings(**SMALL)), sfu)  # type: ignore[arg-type]
+        issued = turn.issue()
+        identity = {"username": issued.username, "password": issued.credential}
+        async with Client.connected(turn, **identity) as client:
+            relayed = await client.allocate()
+            assert await client.permit(media_side.address) == 0
+            assert await client.bind(0x4000, neighbour.address) == 403
+            assert await client.permit(TransportAddress(ip_address("127.0.0.2"), 1)) == 403
+            assert await client.permit(TransportAddress(ip_address("10.0.0.1"), 1)) == 403
+            client.send_indication(neighbour.address, b"never")
+            client.send_indication(media_side.address, b"hello")
+            assert await media_side.receive() == (b"hello", relayed)
+            neighbour.send(b"never", relayed)
+            media_side.send(b"welcome", relayed)
+            assert await client.receive() == (media_side.address, b"welcome")
+            assert neighbour.waiting == 0
+        await turn.close()
+        for peer in (media_side, neighbour):
+            peer.close()
+        assert not any(turn.live_counts().values())
