@@ -40,6 +40,7 @@ setup(
             "embedsignature": True,
         },
         include_path=["."],
-        show_all_warnings=False,
+        # Cython misses changes of inline functions in cimported `.pxd` files, where much of the packet path lives.
+        force=bool(only),
     )
 )
