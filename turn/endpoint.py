@@ -281,6 +281,7 @@ class TurnEndpoint:
         """The connection is closed: its allocation goes with it (T3)."""
         del self._connections[number]
         self._per_source.release(connection.five_tuple.client.ip)
+        self._relays.origins.pop(connection.five_tuple, None)
         self._server.receive_disconnect(connection.five_tuple, self._clock())
         self._drain_events()
         self._schedule()

@@ -74,6 +74,7 @@ class WaitingRoom:
     def park(self, username: str, message: Message, five_tuple: FiveTuple, now: float) -> bool | None:
         """Let the request wait. True: it is the first for `username`, look it up; None: there is no room."""
         waiting = self._waiting.get(username)
+        is_first = waiting is None
         if waiting is None:
             if len(self._waiting) >= WAITING_NAMES_MAX:
                 return None
@@ -83,7 +84,7 @@ class WaitingRoom:
         if len(waiting.requests) >= WAITING_PER_NAME_MAX:
             return None
         waiting.requests.append((message, five_tuple))
-        return len(waiting.requests) == 1
+        return is_first
 
     def take(self, username: str) -> list[tuple[Message, FiveTuple]]:
         """The requests that waited for `username`."""
@@ -102,6 +103,11 @@ class WaitingRoom:
     def five_tuples(self) -> set[FiveTuple]:
         """Whose requests wait."""
         return {five_tuple for waiting in self._waiting.values() for _, five_tuple in waiting.requests}
+
+    def forget(self, five_tuple: FiveTuple) -> None:
+        """The client is gone: nobody waits for its answers, and it must not get an allocation."""
+        for waiting in self._waiting.values():
+            waiting.requests = [request for request in waiting.requests if request[1] != five_tuple]
 
     def clear(self) -> None:
         """Forget all."""

@@ -147,6 +147,7 @@ class TurnServer:
 
     def receive_disconnect(self, five_tuple: FiveTuple, now: float) -> None:
         """The client's TCP or TLS connection is gone, and its allocation with it (T3)."""
+        self._waiting.forget(five_tuple)
         if (allocation := self._allocations.get(five_tuple)) is not None:
             self._close(allocation, CloseReason.DISCONNECTED)
 

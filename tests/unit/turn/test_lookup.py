@@ -74,6 +74,18 @@ class TestLookup:
         assert code(client.refresh(600)) == 0
         assert harness.server.events_received() == []
 
+    def test_e6_a_client_that_left_meanwhile_gets_no_allocation(self) -> None:
+        harness = Harness(remote=True)
+        client, _ = waiting_client(harness, transport=Transport.TCP)
+        staying, _ = waiting_client(harness)
+        assert len(harness.server.events_received()) == 1
+        harness.server.receive_disconnect(client.five_tuple, harness.now)
+        harness.remote.remember("zoe", "secret", harness.unix_time)
+        harness.server.receive_credential("zoe", harness.now)
+        assert not harness.server.has_allocation(client.five_tuple)
+        assert harness.server.has_allocation(staying.five_tuple)
+        assert answers(harness) == [0]
+
     def test_users_that_are_known_here_are_not_looked_up(self) -> None:
         harness = Harness(remote=True)
         assert code(Client(harness).allocate()) == 0
