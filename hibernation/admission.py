@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 
@@ -48,7 +48,7 @@ class HandshakeRate:
         return True
 
 
-def client_address(peer: str, forwarded_for: Iterable[str], trusted: Collection[str]) -> str:
+def client_address(peer: str, forwarded_for: Iterable[str], trusted: Container[str]) -> str:
     """Return who the client is, as far as those we trust say.
 
     Args:

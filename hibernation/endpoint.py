@@ -24,7 +24,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal, cast
@@ -59,7 +59,7 @@ class HandshakeSettings:
     rate_per_address: float = 100.0
     """Handshakes per second; beyond it 429. 0: no limit."""
     burst_per_address: int = 1000
-    trusted_proxies: frozenset[str] = frozenset()
+    trusted_proxies: Container[str] = frozenset()
     """Addresses whose `X-Forwarded-For` is believed, for that rate and for what objects are told."""
     deflate: bool = False
     """Agree to permessage-deflate, without context takeover (a context would cost each idle connection 300 KB)."""

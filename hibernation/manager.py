@@ -12,7 +12,7 @@ calls `detach`, drops its instance, and the rows stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -137,6 +137,11 @@ class HibernationManager:
             self.table.send(connection_id, frame)
         elif not record.holds.keep(connection_id, frame):
             self.dropped_replies += 1
+
+    def objects(self) -> Iterator[tuple[ObjectId, int]]:
+        """Iterate over the objects with an instance or connections, and how many connections each has."""
+        for record in self._records.values():
+            yield record.object_id, self.table.count(record.group) + len(record.standard)
 
     def counters(self) -> dict[str, int]:
         """Return gauges that are zero when no object has connections or an instance."""

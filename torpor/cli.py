@@ -1,4 +1,4 @@
-"""The `torpor` command: `serve`, `check`, `openapi`.
+"""The `torpor` command: `serve`, `dev`, `check`, `rooms`, `openapi`.
 
 Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong settings or usage, 128 + n killed by a second signal n.
 """
@@ -23,6 +23,7 @@ from torpor.app import openapi_document
 from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
 from torpor.errors import StartRefused, TorporError
 from torpor.lifespan import Ports, serve
+from torpor.parties import name_parties
 from turn.service import TurnService, TurnSettings
 
 logger = logging.getLogger("torpor")
@@ -44,8 +45,9 @@ def run(arguments: Sequence[str]) -> int:
         if command == "openapi":
             print(json.dumps(openapi_document(Settings(), Sfu(SfuSettings()), TurnService(TurnSettings())), indent=2))
             return 0
+        parties = name_parties(options.pop("classes"))
         flags = {key: text for key, text in options.items() if text is not None}
-        settings = sources.load(file=file, environment=os.environ, flags=flags)
+        settings = sources.load(file=file, environment=os.environ, flags=flags, parties=parties)
         if command == "check":
             return check(settings)
         logs.configure(settings.log, audit=settings.turn.audit_log)
@@ -70,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             epilog="Secrets have no flag, since others can read a command line: use TORPOR_APP_SECRET and the like, "
             "or the file.",
+        )
+        command.add_argument(
+            "classes",
+            nargs="*",
+            metavar="[NAME=]MODULE[:CLASS]",
+            help="rooms: classes of a module or .py file, in place of [parties]; the first without a name is main",
         )
         command.add_argument("--config", type=Path, metavar="FILE", help="TOML file (default: torpor.toml, if there)")
         for setting in sources.all_settings():
@@ -103,6 +111,7 @@ def announce(settings: Settings, ports: Ports) -> None:
             f"  API         {url}/v1/apps/{DEVELOPMENT_APP_ID}\n"
             f"  app id      TORPOR_APP_ID={DEVELOPMENT_APP_ID}\n"
             f"  app secret  TORPOR_APP_SECRET={DEVELOPMENT_APP_SECRET}"
+            + "".join(f"\n  room        {url}/parties/{party}/<room>" for party in settings.parties)
             + ("" if ports.turn is None else f"\n  TURN        port {ports.turn}, credentials with app id and secret"),
             flush=True,
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hibernation.manager import MAX_CONNECTIONS
+from objects.ports import MAX_CONNECTIONS
 from partykit_compat.names import is_party_name
 from turn.errors import ConfigurationError
 from turn.policy import parse_range

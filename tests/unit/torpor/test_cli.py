@@ -58,7 +58,8 @@ class TestGrammar:
             run(["serve", "--help"])
         text = capsys.readouterr().out
         missing = [setting.key for setting in all_settings() if setting.flag not in text]
-        assert missing == ["turn.keys", "turn.users", "turn.shared_secrets", "turn.credential_secret"]
+        secrets = ["turn.keys", "turn.users", "turn.shared_secrets", "turn.credential_secret", "rooms.admin_token"]
+        assert missing == secrets
 
     @pytest.mark.parametrize("arguments", [[], ["dance"], ["serve", "--prot", "1"], ["serve", "--http-por", "1"]])
     def test_what_it_does_not_know_is_2(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,12 +193,48 @@ class TestAccessLog:
         assert caplog.records == []
 
 
-async def test_what_is_no_http_passes_untouched() -> None:
+class TestUpgrades:
+    """A browser asks nobody before it opens a WebSocket, so host and origin are judged here."""
+
+    @staticmethod
+    async def refused(call: Call, path: str = "/v1/x", host: str = "localhost:8787", origin: str = "") -> bool:
+        headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin else [])
+        scope = {"type": "websocket", "path": path, "headers": headers}
+        call.sent.clear()
+        await call._edge(scope, _receive, call._send)
+        if call.sent[0]["type"] == "websocket.accept":
+            return False
+        assert call.sent[0]["status"] == 403
+        return True
+
+    @staticmethod
+    async def accept(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+
+    async def test_a_development_server_refuses_names_of_others(self) -> None:
+        call = Call(self.accept, local_only=True)
+        assert await self.refused(call, host="evil.example")
+        assert not await self.refused(call, host="127.0.0.1:8787")
+
+    async def test_pages_of_other_origins_are_refused_programs_are_not(self) -> None:
+        call = Call(self.accept, cors=Cors(("https://a.example",)))
+        assert await self.refused(call, origin="https://b.example")
+        assert await self.refused(call, path="//v1/x", origin="https://b.example")
+        assert not await self.refused(call, origin="https://a.example")
+        assert not await self.refused(call)
+
+    async def test_in_development_any_origin_means_this_machine(self) -> None:
+        call = Call(self.accept, cors=Cors(("*",), local_only=True), local_only=True)
+        assert await self.refused(call, origin="https://evil.example")
+        assert not await self.refused(call, origin="http://localhost:5173")
+
+
+async def test_what_is_neither_request_nor_upgrade_passes_untouched() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append((scope["type"], send))
 
     call = Call(app)
-    await call._edge({"type": "websocket"}, _receive, call._send)
-    assert seen == [("websocket", call._send)]
+    await call._edge({"type": "lifespan"}, _receive, call._send)
+    assert seen == [("lifespan", call._send)]

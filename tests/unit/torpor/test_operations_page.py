@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from objects.limits import Limits
 from sfu.gateway import SESSIONS_PER_ADDRESS_PER_S
 from sfu.service import SfuStats
 from tests.support.fake_sfu import FakeSfu
 from torpor.config import EventSettings, Settings
-from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES, Figures, media_families, turn_families
+from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES, Figures, media_families, room_families, turn_families
 from torpor.http import PIPELINE_MAX, SEND_TIMEOUT
+from torpor.rooms import RoomStats
 from torpor.sources import Setting, all_settings
 from turn.service import TurnStats
 
@@ -48,6 +51,7 @@ def test_every_metric_is_there() -> None:
         *Figures(FakeSfu()).collect(),  # type: ignore[arg-type]
         *media_families(SfuStats(counters, {}, (0,), (0,))),
         *turn_families(TurnStats({}, {}, {})),
+        *room_families(RoomStats({}, defaultdict(int), {})),
     ]
     assert [family.name for family in families if f"`{family.name}`" not in PAGE] == []
 
@@ -57,4 +61,7 @@ def test_the_limits_it_names_are_those_in_force() -> None:
     assert f"| an answer that is not read | {SEND_TIMEOUT:g} s |" in text
     assert f"a comment comes every {EventSettings().heartbeat:g} s" in text
     assert f"{SESSIONS_PER_ADDRESS_PER_S:g} a second per address" in text
+    queue = Limits()
+    waiting = f"{queue.queued_events}, {queue.queued_bytes >> 20} MiB, {queue.queue_age_s:g} s"
+    assert f"| events that wait for a room | {waiting} |" in text
     assert f"| requests ahead of their answers on a connection | {PIPELINE_MAX} |" in text
