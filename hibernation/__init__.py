@@ -12,5 +12,6 @@ Not here: handlers, storage, gates (`objects`); hooks and rooms (`partykit_compa
 
 Where to look: who may connect and how the descriptor moves, `endpoint.py`; plain ASGI WebSockets, `asgi.py`; order,
 backpressure, overload, `dispatcher.py`; lists, tags, attachments, resets, `manager.py`; answers without waking,
-`autoresponse.py`; frames, queues, timers, `_sockets/table.pyi`. RFC 6455 (WebSocket), RFC 7692 (permessage-deflate).
+`autoresponse.py`; sockets and objects in two processes, `link.py`, `sockets_end.py`, `objects_end.py`; frames, queues,
+timers, `_sockets/table.pyi`. RFC 6455 (WebSocket), RFC 7692 (permessage-deflate).
 """

@@ -75,14 +75,13 @@ class ObjectsEnd:
     """The objects' end: fills `Connections` for the host, gives it what the sockets' end reports.
 
     Args:
-        write: sends bytes to the sockets' end.
         unix_ms: the time, for connections accepted here.
     """
 
-    def __init__(self, write: Callable[[bytes], None], unix_ms: Callable[[], int]) -> None:
+    def __init__(self, unix_ms: Callable[[], int]) -> None:
         self.waker: Waker | None = None
         """The host, set once both exist."""
-        self._write = write
+        self._write: Callable[[bytes], None] | None = None
         self._unix_ms = unix_ms
         self._reader = MessageReader()
         self._calls = 0
@@ -99,8 +98,14 @@ class ObjectsEnd:
         """Upgrades and attachments that have no answer yet, and mirrored connections: 0 when all is quiet."""
         return len(self._attaching) + len(self._tasks) + len(self._connections)
 
+    def joined(self, write: Callable[[bytes], None]) -> None:
+        """The sockets' end is there; `write` sends it bytes."""
+        self._write = write
+        self._reader = MessageReader()
+
     def lost(self) -> None:
         """The sockets' end is gone, and all connections with it."""
+        self._write = None
         for _, future in self._attaching.values():
             if not future.done():
                 future.set_exception(Disconnected("the connections' process is gone"))
@@ -188,6 +193,8 @@ class ObjectsEnd:
         call = self._calls
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attaching[call] = object_id, future
+        if self._write is None:
+            future.set_exception(Disconnected("the connections' process is gone"))
         self._say("attach", call, pack_id(object_id))
         try:
             await future
@@ -343,4 +350,5 @@ class ObjectsEnd:
             self._connections.pop(connection_id, None)
 
     def _say(self, *message: Value) -> None:
-        self._write(serialize(message))
+        if self._write is not None:
+            self._write(serialize(message))

@@ -470,7 +470,8 @@ class TestRestart:
 
                 second, pipe = Script(), Pipe(2)
                 second.on_event = echo
-                objects_end = ObjectsEnd(pipe.to(sockets_end.receive_data), LoopClock().unix_ms)
+                objects_end = ObjectsEnd(LoopClock().unix_ms)
+                objects_end.joined(pipe.to(sockets_end.receive_data))
                 objects_end.waker, second.connections = second, objects_end
                 sockets_end.joined(pipe.to(objects_end.receive_data))
                 room.script.asleep = True

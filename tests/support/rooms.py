@@ -320,7 +320,8 @@ async def gateway(
     ends: Ends | None = None
     if piped:
         pipe, sockets_end = Pipe(), SocketsEnd(manager)
-        objects_end = ObjectsEnd(pipe.to(sockets_end.receive_data), clock.unix_ms)
+        objects_end = ObjectsEnd(clock.unix_ms)
+        objects_end.joined(pipe.to(sockets_end.receive_data))
         objects_end.waker = side.fill(objects_end)
         sockets_end.joined(pipe.to(objects_end.receive_data))
         ends = sockets_end, objects_end
