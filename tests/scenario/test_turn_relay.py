@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,25 @@ class TestRoundTrips:
                 assert await client.receive() == (other.address, payload)
             peer.close()
             other.close()
+
+    async def test_d7_the_largest_datagram_passes_whole(self) -> None:
+        async with serving() as service, Client.connected(service) as client:
+            peer = await Peer.open()
+            relay = await client.allocate()
+            await client.bind(0x4000, peer.address)
+            payload = os.urandom(65503)  # with the channel header, all that UDP over IPv4 can carry
+            client.send_channel(0x4000, payload)
+            assert await peer.receive() == (payload, relay)
+            peer.send(payload, relay)
+            assert await client.receive() == (0x4000, payload)
+            peer.send(bytes(65507), relay)
+            await eventually(lambda: service.stats().counters["plane_too_big"] == 1)
+            peer.close()
+
+    async def test_v3_ipv6_listeners_take_no_ipv4_in_disguise(self) -> None:
+        async with serving(listen_addresses=("::1",)) as service:
+            for sock in (*service._endpoint._udp[0], *service._endpoint._tcp[0].sockets):  # type: ignore[union-attr]
+                assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
     async def test_bursts_arrive_whole_and_in_order(self, transport: str, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hmac
 import itertools
 import os
 from collections.abc import Callable
@@ -179,6 +180,20 @@ class TestOrderOfChecks:
             answer = client.allocate()
             answers.append([(kind, len(value)) for kind, value in answer.attributes] + [answer.error()])
         assert answers[0] == answers[1]
+
+
+def test_i3_integrity_and_nonces_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    original = hmac.compare_digest
+
+    def compare_digest(a: bytes, b: bytes) -> bool:
+        compared.append(len(b))
+        return original(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare_digest)
+    assert code(Client(Harness()).allocate()) == 0
+    assert code(Client(Harness(), algorithm="sha256").allocate()) == 0
+    assert {12, 20, 32} <= set(compared)  # nonce, SHA-1, SHA-256
 
 
 class TestUserhash:

@@ -112,6 +112,9 @@ class TestCredentialIssuer:
             changed = name[:at] + ("0" if name[at] != "0" else "1") + name[at + 1 :]
             assert issuer.find(changed, NOW) is None
 
+    def test_g6_default_ports(self) -> None:
+        assert (TurnSettings().port, TurnSettings().tls_port) == (3478, 5349)
+
     @pytest.mark.parametrize(
         "change", [str.upper, lambda n: n + " ", lambda n: " ".join(n), lambda n: n[:-2], lambda n: n * 4]
     )

@@ -220,6 +220,13 @@ class TestSend:
         for payload in (b"", b"x", b"12345", bytes(1200)):
             assert tables.client(CLIENT, send(PEER, payload)) == ("peer", PEER, payload, False)
 
+    def test_g3_indications_are_never_authenticated(self, tables: Tables) -> None:
+        tables.permit(tables.open(RELAY_IPV4, CLIENT), PEER, 300.0)
+        attributes = [(int(Attr.XOR_PEER_ADDRESS), stun.xor_address(PEER, TID)), (int(Attr.DATA), b"x")]
+        for key in (None, b"wrong"):
+            data = stun.serialize(Method.SEND, MessageClass.INDICATION, TID, attributes, key=key)
+            assert tables.client(CLIENT, data) == ("peer", PEER, b"x", False)
+
     def test_d1_without_permission(self, tables: Tables) -> None:
         tables.open(RELAY_IPV4, CLIENT)
         assert tables.client(CLIENT, send(PEER, b"x")) == ("drop", "no_permission")
