@@ -16,7 +16,8 @@ from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES, Figures, media_families
 from torpor.http import PIPELINE_MAX, SEND_TIMEOUT
 from torpor.rooms import RoomStats
 from torpor.sources import Setting, all_settings
-from turn.service import TurnStats
+from turn.service import TurnSettings, TurnStats
+from turn.usage import OTHERS, ROWS_MAX
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 
@@ -65,3 +66,11 @@ def test_the_limits_it_names_are_those_in_force() -> None:
     waiting = f"{queue.queued_events}, {queue.queued_bytes >> 20} MiB, {queue.queue_age_s:g} s"
     assert f"| events that wait for a room | {waiting} |" in text
     assert f"| requests ahead of their answers on a connection | {PIPELINE_MAX} |" in text
+    turn = TurnSettings()
+    peers = f"{turn.permissions_max} at once, {turn.new_peers_per_s:g} new ones a second, {turn.new_peers_burst:g}"
+    assert f"| peers of a relay | {peers} in a burst |" in text
+    unused = f"{turn.idle_connection_timeout:g} s; an unfinished message {turn.frame_timeout:g} s"
+    assert f"| a TURN connection without a relay | {unused} |" in text
+    assert f"| TURN requests of a client | {turn.requests_per_s:g} a second |" in text
+    assert f"slow TURN client over TCP | {turn.stream_queue_bytes // 1024} KiB |" in text
+    assert f"the first {ROWS_MAX:,} pairs get a label of their own, later ones share `{OTHERS}`" in text
