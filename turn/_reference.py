@@ -13,8 +13,8 @@ from typing import NamedTuple
 from turn.allocation import FiveTuple, Transport
 from turn.channel import CHANNEL_MAX, CHANNEL_MAX_RFC5766
 from turn.limits import SourceLimiter, TokenBucket
-from turn.ports import RelayUsage
 from turn.settings import TurnSettings
+from turn.usage import RelayUsage
 from wire import stun
 from wire.errors import StunError
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress

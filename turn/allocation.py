@@ -15,6 +15,7 @@ from turn.channel import ChannelTable
 from turn.credentials import Credential
 from turn.limits import TokenBucket
 from turn.permission import PermissionTable
+from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
 
 LIFETIME_DEFAULT = 600  # §3.2; also the least that is granted
@@ -73,6 +74,8 @@ class Allocation:
     """How fast it may name new peer addresses (X15)."""
     ends_at: float | None
     """Never refreshed beyond this: the credential's or the session's end (E4). None: open-ended."""
+    carried: RelayUsage = field(default_factory=RelayUsage)
+    """By relays of it that are closed already."""
     scheduled_at: float = math.inf
     """The server's next look at it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turn.allocation import CloseReason, FiveTuple
-from turn.ports import RelayUsage
+from turn.usage import RelayUsage
 from wire.stun import TransportAddress
 
 

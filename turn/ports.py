@@ -6,19 +6,11 @@ threads, `_reference` the plain-Python one without, for tests.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from turn.allocation import FiveTuple
+from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
-
-
-class RelayUsage(NamedTuple):
-    """What passed through a relay: payload bytes and packets, from and to the client."""
-
-    bytes_from_client: int = 0
-    packets_from_client: int = 0
-    bytes_to_client: int = 0
-    packets_to_client: int = 0
 
 
 class RelayPlane(Protocol):

@@ -14,8 +14,9 @@ from turn.allocation import Relay
 from turn.errors import StunRefusal
 from turn.permission import PermissionTable
 from turn.policy import PeerPolicy
-from turn.ports import RelayPlane, RelayUsage
+from turn.ports import RelayPlane
 from turn.relayports import PortPool
+from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
 
 RESERVATION_LIFETIME = 30.0  # A15

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple
 from turn.channel import CHANNEL_MAX, CHANNEL_MAX_RFC5766
-from turn.ports import RelayUsage
 from turn.settings import TurnSettings
+from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
 
 

@@ -32,10 +32,10 @@ from turn.limits import Quota, SourceLimiter, TokenBucket
 from turn.lookup import LookupPending, WaitingRoom
 from turn.permission import PERMISSION_LIFETIME
 from turn.policy import PeerPolicy, Verdict
-from turn.ports import RelayPlane, RelayUsage
+from turn.ports import RelayPlane
 from turn.relaypool import RelayAddress, RelayPool
 from turn.settings import TurnSettings
-from turn.usage import add
+from turn.usage import RelayUsage, add
 from wire import stun
 from wire.errors import StunAttributeError, StunError
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
@@ -238,7 +238,7 @@ class TurnServer:
     def allocations(self) -> list[tuple[Allocation, RelayUsage]]:
         """Those that live, with what each has carried so far."""
         return [
-            (allocation, add(*(self._plane.usage(relay.handle) for relay in allocation.relays)))
+            (allocation, add(allocation.carried, *(self._plane.usage(relay.handle) for relay in allocation.relays)))
             for allocation in self._allocations.values()
         ]
 
@@ -439,9 +439,7 @@ class TurnServer:
             if len(relays) == len(allocation.relays):
                 self._close(allocation, CloseReason.DELETED)
             else:
-                for relay in relays:
-                    allocation.relays.remove(relay)
-                    self._pool.close(relay)
+                self._drop(allocation, relays)
             return [(Attr.LIFETIME, stun.uint32(0))]  # RF1
         expires_at = self._expiry(lifetime, allocation.ends_at, now)
         for relay in relays:
@@ -555,14 +553,17 @@ class TurnServer:
             ended = allocation.ends_at is not None and allocation.ends_at <= now
             self._close(allocation, CloseReason.CREDENTIAL_ENDED if ended else CloseReason.EXPIRED)
             return
-        for relay in expired:
+        self._drop(allocation, expired)
+
+    def _drop(self, allocation: Allocation, relays: list[Relay]) -> None:
+        """Close some of its relays; at least one stays."""
+        for relay in relays:
             allocation.relays.remove(relay)
-            self._pool.close(relay)
+            allocation.carried = add(allocation.carried, self._pool.close(relay))
 
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
-        totals = [self._pool.close(relay) for relay in allocation.relays]
-        usage = add(*totals)
+        usage = add(allocation.carried, *(self._pool.close(relay) for relay in allocation.relays))
         self._user_quota.release(allocation.quota_identity)
         self._source_quota.release(allocation.five_tuple.client.ip)
         self._events.append(AllocationClosed(allocation.five_tuple, allocation.username, reason, usage))

@@ -29,7 +29,6 @@ from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, E
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.lookup import LOOKUP_TIMEOUT, RemoteCredentials
 from turn.policy import PeerPolicy
-from turn.ports import RelayUsage
 from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
@@ -37,7 +36,7 @@ from turn.revocations import Revocations
 from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
 from turn.tls import server_context
-from turn.usage import Party, UsageLedger
+from turn.usage import Party, RelayUsage, UsageLedger
 from wire.stun import IPAddress, TransportAddress
 
 __all__ = ["IceServer", "TurnService", "TurnSettings", "TurnStats"]

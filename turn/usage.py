@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from turn.ports import RelayUsage
-
 ROWS_MAX = 1000
 OTHERS = "(others)"
 """The row of identifiers that came when the ledger was full."""
+
+
+class RelayUsage(NamedTuple):
+    """What passed through a relay: payload bytes and packets, from and to the client."""
+
+    bytes_from_client: int = 0
+    packets_from_client: int = 0
+    bytes_to_client: int = 0
+    packets_to_client: int = 0
 
 
 class Party(NamedTuple):

@@ -31,9 +31,8 @@ from torpor.figures import Figures, turn_families
 from torpor.health import Health
 from torpor.metrics import render
 from torpor.relay import ice_servers, media_endpoints, start_turn, turn_settings
-from turn.ports import RelayUsage
 from turn.service import TurnService, TurnStats
-from turn.usage import Party
+from turn.usage import Party, RelayUsage
 from wire.stun import TransportAddress
 
 SMALL: dict[str, Any] = {"port": 0, "tls_port": 0, "threads": 1, "allocations_max": 16, "connections_max": 16}

@@ -10,12 +10,16 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.turn_harness import PEER, PEER_V6, Harness
+from tests.support.turn_harness import Client as TurnClient
 from tests.support.turn_sockets import Client, Peer, eventually, serving
 from turn.errors import InvalidParams
-from turn.ports import RelayUsage
+from turn.events import AllocationClosed
 from turn.routes import credentials_router
 from turn.service import TurnService
-from turn.usage import OTHERS, Party, UsageLedger, add
+from turn.usage import OTHERS, Party, RelayUsage, UsageLedger, add
+from wire import stun
+from wire.stun import Attr
 
 KEY, TOKEN = "k" * 32, "t" * 64
 OTHER, OTHER_TOKEN = "o" * 32, "u" * 64
@@ -126,3 +130,26 @@ class TestRoute:
                 assert (await self.call(service, OTHER, OTHER_TOKEN)).json() == {"allocations": []}
                 assert (await self.call(service, KEY, OTHER_TOKEN)).status_code == 401
                 assert (await self.call(service, "nobody", TOKEN)).status_code == 404
+
+
+class TestDualAllocation:
+    """RFC 8656 §8.2: one half may be deleted; what it carried still counts."""
+
+    def test_the_usage_of_a_deleted_half_stays(self) -> None:
+        harness = Harness(ipv6=True)
+        client = TurnClient(harness)
+        client.allocate((Attr.ADDITIONAL_ADDRESS_FAMILY, stun.uint32(2 << 24)))
+        client.permit(PEER, PEER_V6)
+        client.send_indication(PEER, b"123")
+        client.send_indication(PEER_V6, b"12345")
+        ((_, usage),) = harness.server.allocations()
+        assert usage == RelayUsage(8, 2, 0, 0)
+        client.refresh(0, (Attr.REQUESTED_ADDRESS_FAMILY, stun.uint32(2 << 24)))
+        ((allocation, usage),) = harness.server.allocations()
+        assert len(allocation.relays) == 1
+        assert usage == RelayUsage(8, 2, 0, 0)
+        client.refresh(0)
+        closed = harness.server.events_received()[-1]
+        assert isinstance(closed, AllocationClosed)
+        assert closed.usage == RelayUsage(8, 2, 0, 0)
+        harness.close()
