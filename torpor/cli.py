@@ -21,9 +21,11 @@ from sfu.service import Sfu, SfuSettings
 from torpor import logs, sources
 from torpor.app import openapi_document
 from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
+from torpor.dev import develop
 from torpor.errors import StartRefused, TorporError
 from torpor.lifespan import Ports, serve
-from torpor.parties import name_parties
+from torpor.parties import load_parties, name_parties
+from torpor.room_list import ask, table
 from turn.service import TurnService, TurnSettings
 
 logger = logging.getLogger("torpor")
@@ -45,6 +47,12 @@ def run(arguments: Sequence[str]) -> int:
         if command == "openapi":
             print(json.dumps(openapi_document(Settings(), Sfu(SfuSettings()), TurnService(TurnSettings())), indent=2))
             return 0
+        if command == "dev":
+            return develop(arguments[1:], Path.cwd())
+        if command == "rooms":
+            settings = sources.load(file=file, environment=os.environ, flags={})
+            print(table(ask(settings, options["url"])))
+            return 0
         parties = name_parties(options.pop("classes"))
         flags = {key: text for key, text in options.items() if text is not None}
         settings = sources.load(file=file, environment=os.environ, flags=flags, parties=parties)
@@ -65,7 +73,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"torpor {torpor.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("openapi", help="print the OpenAPI document", allow_abbrev=False)
-    for name, text in (("serve", "serve until stopped"), ("check", "check the settings and print those in force")):
+    rooms = commands.add_parser("rooms", help="list the rooms of a running server", allow_abbrev=False)
+    rooms.add_argument("--url", help="where it is (default: where the settings say)")
+    rooms.add_argument("--config", type=Path, metavar="FILE", help="its TOML file (default: torpor.toml, if there)")
+    for name, text in (
+        ("serve", "serve until stopped"),
+        ("dev", "serve, and again whenever a Python file below this folder is saved"),
+        ("check", "check the settings and print those in force"),
+    ):
         command = commands.add_parser(
             name,
             help=text,
@@ -90,8 +105,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(settings: Settings) -> int:
-    """Print the settings in force; 2 when serving with them would be refused."""
+    """Print the settings in force, load the classes of rooms; 2 when serving with them would be refused."""
     print(sources.describe(settings, apps=list(settings.apps)))
+    load_parties(settings.parties)
     if reason := settings.refusal():
         raise StartRefused(reason)
     return 0

@@ -2,7 +2,8 @@
 
 TorporError
 ├── SettingError     a key is unknown, has a bad value, or contradicts another
-└── StartRefused     the settings are valid but unsafe to serve with, or an address cannot be bound
+├── StartRefused     the settings are valid but unsafe to serve with, or an address cannot be bound
+└── ServerUnreachable  a command needs a running server, and it does not answer
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class SettingError(TorporError):
 
 class StartRefused(TorporError):
     """Serving would be unsafe or is impossible; the message says why and what to change."""
+
+
+class ServerUnreachable(TorporError):
+    """A running server is needed and does not answer as it should; the message says where it was sought."""

@@ -69,18 +69,20 @@ def import_module(place: str) -> ModuleType:
     Raises:
         StartRefused: it is not there or its code raises; the message says where.
     """
-    folder, module = Path.cwd(), place
-    if place.endswith(".py"):
-        file = Path(place).resolve()
-        folder, module = file.parent, file.stem
+    file = Path(place).resolve()
+    folder, module = (file.parent, file.stem) if place.endswith(".py") else (Path.cwd(), place)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         at = "" if missing else f" ({_where(error)})"
-        raise StartRefused(f"{place} cannot be loaded: {type(error).__name__}: {error}{at}") from error
+        text = error.msg if isinstance(error, SyntaxError) else error
+        raise StartRefused(f"{place} cannot be loaded: {type(error).__name__}: {text}{at}") from error
+    if place.endswith(".py") and found.__file__ != str(file):
+        raise StartRefused(f"{place} cannot be loaded: {found.__file__} has the same module name, rename one")
+    return found
 
 
 def _where(error: Exception) -> str:
