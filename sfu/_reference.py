@@ -391,6 +391,117 @@ def rewrite(
     return bytes([header[0] | 0x20]) + header[1:] + packet[-len(source.payload) - source.padding_bytes :]
 
 
+@dataclass(frozen=True)
+class _Vp8Descriptor:
+    """RFC 7741 §4.2. Numbers that are not there are None."""
+
+    first: int
+    present: int
+    picture: int | None
+    wide: bool
+    tl0: int | None
+    temporal: int | None  # the byte of TID, Y and KEYIDX
+    rest: bytes
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        key = self.temporal & 0x1F if self.temporal is not None and self.present & 0x10 else None
+        found = {"picture": self.picture, "tl0": self.tl0, "key": key}
+        return {name: number for name, number in found.items() if number is not None}
+
+    def serialize(self) -> bytes:
+        out = bytes([self.first, self.present])
+        if self.picture is not None:
+            out += (0x8000 | self.picture).to_bytes(2) if self.wide else bytes([self.picture])
+        return out + bytes(byte for byte in (self.tl0, self.temporal) if byte is not None) + self.rest
+
+
+def _vp8_descriptor(payload: bytes) -> _Vp8Descriptor | None:
+    """None for one without the bytes that numbers are in, and for a truncated one."""
+    try:
+        if not payload[0] & 0x80:
+            return None
+        present, position = payload[1], 2
+        picture = tl0 = temporal = None
+        wide = False
+        if present & 0x80:
+            wide = payload[2] & 0x80 != 0
+            picture = int.from_bytes((payload[2] & 0x7F, payload[3])) if wide else payload[2]
+            position += 2 if wide else 1
+        if present & 0x40:
+            tl0 = payload[position]
+            position += 1
+        if present & 0x30:
+            temporal = payload[position]
+            position += 1
+    except IndexError:
+        return None
+    return _Vp8Descriptor(payload[0], present, picture, wide, tl0, temporal, payload[position:])
+
+
+Vp8Numbers = tuple[int, int, int, bool]
+"""What to write: PictureID, TL0PICIDX and KEYIDX, each -1 for as it is, and whether the PictureID has 15 bits."""
+
+
+class Vp8Rewriter:
+    """PictureID, TL0PICIDX and KEYIDX of a stream that goes on over changes of source (COD-1)."""
+
+    def __init__(self) -> None:
+        self._rewriting = False
+        self._wide = False
+        self._came: dict[str, int] = {}  # the present source's numbers, of the newest packet that had each
+        self._went: dict[str, int] = {}  # the same as sent, whatever the source
+
+    def switch(self) -> None:
+        """The next packet is the first of another source."""
+        if not self._rewriting:
+            self._went = self._came
+            self._rewriting = bool(self._went)
+        self._came = {}
+
+    def number(self, payload: bytes, *, late: bool = False) -> Vp8Numbers:
+        """What to write into this payload; nothing as long as numbers go out as they come."""
+        descriptor = _vp8_descriptor(payload)
+        numbers = descriptor.numbers if descriptor is not None else {}
+        if descriptor is None or not numbers:
+            return (-1, -1, -1, False)
+        if not self._rewriting:
+            if not late:
+                self._came, self._wide = numbers, descriptor.wide
+            return (-1, -1, -1, False)
+        wide = self._wide or descriptor.wide
+        moduli = {"picture": 1 << (15 if descriptor.wide else 7), "tl0": 1 << 8, "key": 1 << 5}
+        out_moduli = {**moduli, "picture": 1 << (15 if wide else 7)}
+        sent: dict[str, int] = {}
+        for name, number in numbers.items():
+            newest = self._came.setdefault(name, number - 1)
+            half = moduli[name] // 2
+            steps = (number - newest + half) % moduli[name] - half
+            sent[name] = (self._went.setdefault(name, number - 1) + steps) % out_moduli[name]
+        if not late:
+            self._wide = wide
+            self._came |= numbers
+            self._went |= sent
+        return (sent.get("picture", -1), sent.get("tl0", -1), sent.get("key", -1), wide)
+
+
+def write_vp8(payload: bytes, numbers: Vp8Numbers) -> bytes:
+    """The payload under other numbers, unless its descriptor is cut off or has a number that these lack."""
+    picture, tl0, key, wide = numbers
+    descriptor = _vp8_descriptor(payload)
+    given = {"picture": picture, "tl0": tl0, "key": key}
+    if descriptor is None or any(given[name] < 0 for name in descriptor.numbers):
+        return payload
+    out = descriptor
+    if out.picture is not None:
+        out = replace(out, picture=picture, wide=wide)
+    if out.tl0 is not None:
+        out = replace(out, tl0=tl0)
+    if out.temporal is not None and "key" in out.numbers:
+        out = replace(out, temporal=out.temporal & 0xE0 | key)
+    return out.serialize()
+
+
 class Codec(IntEnum):
     """How to read a payload: the CODEC_* of `plane.pyi`."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sfu import codecs as codec_rules
 from sfu.errors import TrackError
-from sfu.messages import SimulcastPreference
+from sfu.messages import Ordering, SimulcastPreference
 from sfu.track import LocalTrack, RemoteTrack, TrackKey
 from wire.sdp import Codec
 
@@ -108,6 +108,7 @@ class Router:
             remote.forwarder,
             source.plane_id,
             rid=choose_layer(source, remote.preference),
+            fallback=may_fall_back(remote.preference),
             payload_types=codec_rules.map_payload_types(source.codecs, remote.codecs),
             rtx_payload_types=codec_rules.rtx_of(remote.codecs) if remote.outgoing.rtx_ssrc else {},
             cname=cname_of(source.session_id),
@@ -137,7 +138,14 @@ def check_codecs(publisher: Sequence[Codec], subscriber: Sequence[Codec]) -> Non
 def choose_layer(source: LocalTrack, preference: SimulcastPreference | None) -> str:
     """The rid to ask the plane for; "" leaves the choice to it, as does a preference for a layer that never was.
 
-    The plane plays the layer asked for while it is alive, else the one playing, else the best live one: it sees each
-    packet, so it decides that. Its order of layers is from a to z, best to worst (realtime-api.md §8).
+    The plane sees each packet, so it decides what plays while the layer asked for is silent. Its order of layers is
+    from a to z, best to worst (realtime-api.md §8).
     """
     return preference.preferred_rid if preference is not None and preference.preferred_rid in source.rids else ""
+
+
+def may_fall_back(preference: SimulcastPreference | None) -> bool:
+    """Whether another layer may stand in for one that has stopped; a subscriber without a wish takes what there is."""
+    if preference is None or not preference.preferred_rid:
+        return True
+    return preference.rid_not_available is Ordering.ASCIIBETICAL

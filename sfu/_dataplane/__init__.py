@@ -49,7 +49,11 @@ KiB arena, the upcall rings. On the packet path nothing is allocated, but for th
 
 **Drops** are counters with a reason (`drop_<reason>` of `Plane.stats`), never an exception or a log line.
 
-Not here: ICE, DTLS, SDP (Python decides), bandwidth estimation, pacing, temporal layers and codec rewriting.
+**VP8.** A stream that changed its source once has its running numbers (PictureID, TL0PICIDX, KEYIDX) rewritten from
+then on, because decoders wait for numbers that are missing. They are read once per packet received, written per packet
+sent, and kept in the ledger. Before the first change a packet costs one copy of six bytes.
+
+Not here: ICE, DTLS, SDP (Python decides), bandwidth estimation, pacing, temporal layers, rewriting of other codecs.
 
 Where to look
 =============
@@ -67,7 +71,7 @@ Where to look
 | NACKs, reports, liveness, growth | `timers.pxd` |
 | key frame requests | `keyframes.pxd` |
 | transport-wide feedback | `twcc.pxd` |
-| RTP as bytes, key frame starts | `packet.pxd`, `keyframe.pxd` |
+| RTP as bytes, key frame starts, VP8 numbers | `packet.pxd`, `keyframe.pxd`, `vp8.pxd` |
 | sequence numbers, cache, losses, resends | `sequence.pxd`, `cache.pxd`, `loss.pxd`, `ledger.pxd` |
 | what tests drive without sockets | `core.pyx` |
 | what Python is told | `upcalls.pxd`, `deliver.pxd` |

@@ -100,6 +100,22 @@ class ArrivalLog:
 
         A stretch of 400 or more that did not arrive is left out."""
 
+class Vp8Rewriter:
+    """The running numbers of one subscriber's VP8 stream over changes of source (COD-1): each goes on by one.
+
+    Numbers are (PictureID, TL0PICIDX, KEYIDX, whether the PictureID has 15 bits); -1: not to be written. A stream has 7
+    bits until a source with another width follows, then 15 for good. A number that the stream never had begins as it comes.
+    """
+
+    def switch(self) -> None:
+        """The next packet is the first of another source."""
+
+    def number(self, payload: bytes, *, late: bool = False) -> tuple[int, int, int, bool]:
+        """What to write into this payload, none before the second source. `late`: older than one numbered before."""
+
+def write_vp8(payload: bytes, numbers: tuple[int, int, int, bool]) -> bytes:
+    """The payload under other numbers, one byte longer if its PictureID gets wider; unchanged where it is cut off."""
+
 def rewrite(
     packet: bytes,
     *,

@@ -9,7 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from sfu._dataplane cimport cache as c
-from sfu._dataplane cimport keyframe, ledger, loss, packet as rtp, sequence, twcc
+from sfu._dataplane cimport keyframe, ledger, loss, packet as rtp, sequence, twcc, vp8
 
 
 cdef int64_t microseconds(double seconds):
@@ -161,6 +161,52 @@ cdef class ArrivalLog:
             packets.append(PyBytes_FromStringAndSize(<char *>packet, size))
 
 
+cdef class Vp8Rewriter:
+    cdef vp8.Vp8Map state
+
+    def switch(self):
+        vp8.vp8_switch(&self.state)
+
+    def number(self, bytes payload, *, bint late=False):
+        cdef vp8.Vp8Numbers own
+        cdef vp8.Vp8Numbers sent
+        vp8.vp8_read(<const uint8_t *>PyBytes_AS_STRING(payload), <int>len(payload), &own)
+        memset(&sent, 0, sizeof(sent))
+        if own.fields:
+            vp8.vp8_map(&self.state, &own, late, &sent)
+        return (
+            sent.picture if sent.fields & vp8.VP8_PICTURE else -1,
+            sent.tl0 if sent.fields & vp8.VP8_TL0 else -1,
+            sent.key if sent.fields & vp8.VP8_KEY else -1,
+            sent.fields & vp8.VP8_WIDE != 0,
+        )
+
+
+def write_vp8(bytes payload, numbers):
+    cdef vp8.Vp8Numbers sent
+    cdef uint8_t *out
+    picture, tl0, key, wide = numbers
+    sent.picture = <uint16_t>(<int>picture & 0x7FFF)
+    sent.tl0 = <uint8_t>(<int>tl0 & 0xFF)
+    sent.key = <uint8_t>(<int>key & 0x1F)
+    sent.fields = (
+        (vp8.VP8_PICTURE if picture >= 0 else 0)
+        | (vp8.VP8_WIDE if wide else 0)
+        | (vp8.VP8_TL0 if tl0 >= 0 else 0)
+        | (vp8.VP8_KEY if key >= 0 else 0)
+    )
+    out = <uint8_t *>malloc(len(payload) + 1)
+    if out == NULL:
+        raise MemoryError
+    try:
+        return PyBytes_FromStringAndSize(
+            <char *>out,
+            vp8.vp8_write(out, <const uint8_t *>PyBytes_AS_STRING(payload), <int>len(payload), &sent),
+        )
+    finally:
+        free(out)
+
+
 def rewrite(
     bytes packet,
     *,
@@ -204,6 +250,7 @@ def rewrite(
     fields.transport_seq = transport_seq
     fields.send_time = send_time
     fields.osn = rtx_osn
+    fields.vp8.fields = 0
     out = <uint8_t *>malloc(len(packet) + rtp.RTP_GROWTH_MAX)
     if out == NULL:
         raise MemoryError

@@ -11,8 +11,8 @@ from sfu._dataplane.cache cimport CACHED_PACKET_MAX, cache_copy
 from sfu._dataplane.egress cimport next_transport_seq, reachable, room, send_rtcp, send_rtp, send_time
 from sfu._dataplane.forward cimport BUDGET_WINDOW, roll_budget
 from sfu._dataplane.graph cimport (
-    BOUND_MEDIA, DROP_NACK_BUDGET, DROP_RTCP_FOREIGN, DROP_RTCP_MALFORMED, NO_PAYLOAD_TYPE, SRTCP_TRAILER_MAX,
-    SRTP_TRAILER_MAX, Forwarder, Stream, Thread, Transport,
+    BOUND_MEDIA, DROP_NACK_BUDGET, DROP_RTCP_FOREIGN, DROP_RTCP_MALFORMED, NO_PAYLOAD_TYPE, RECENT_SOURCES,
+    SRTCP_TRAILER_MAX, SRTP_TRAILER_MAX, Forwarder, Stream, Thread, Transport,
 )
 from sfu._dataplane.keyframes cimport begin_compound, want_keyframe
 from sfu._dataplane.ledger cimport ASK_UNKNOWN, Sent, ledger_ask
@@ -64,11 +64,11 @@ cdef inline bint resend(Thread *t, Forwarder *f, Sent *entry) noexcept nogil:
     cdef uint8_t cached[CACHED_PACKET_MAX]
     cdef RtpView view
     cdef OutFields fields
-    cdef Stream *s = <Stream *>table_get(&t.plane.streams, f.recent[entry.layer])
+    cdef Stream *s = <Stream *>table_get(&t.plane.streams, f.recent[entry.stay & (RECENT_SOURCES - 1)])
     cdef uint8_t rtx_type = NO_PAYLOAD_TYPE
     cdef uint8_t *packet
     cdef int size
-    if s == NULL or s.cache.pages == NULL:
+    if s == NULL or s.cache.pages == NULL or <uint8_t>(f.stay - entry.stay) >= RECENT_SOURCES:
         return False
     size = cache_copy(&s.cache, entry.source_seq, cached, t.now)
     if size < 0 or not parse_rtp(&view, cached, size, s.track.ids):
@@ -81,6 +81,7 @@ cdef inline bint resend(Thread *t, Forwarder *f, Sent *entry) noexcept nogil:
         rtx_type = f.current.rtx_payload_types[entry.payload_type & 0x7F]
     fields.marker = view.marker
     fields.timestamp = entry.timestamp
+    fields.vp8 = entry.vp8
     if rtx_type != NO_PAYLOAD_TYPE:
         fields.payload_type = rtx_type
         fields.seq = f.rtx_seq

@@ -19,6 +19,7 @@ from sfu._dataplane.ops cimport clock_read, count_drop, list_add, list_remove, s
 from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, write_packet, write_padding_packet
 from sfu._dataplane.sequence cimport map_drop, map_forward, map_switch
 from sfu._dataplane.tables cimport table_get
+from sfu._dataplane.vp8 cimport vp8_map, vp8_switch
 
 cdef enum:
     LATE_MAX = 1000                 # out numbers behind the newest that a late packet may still take (FWD-4)
@@ -47,23 +48,27 @@ cdef inline bint same_rid(const char *a, const char *b) noexcept nogil:
     return a[0] == b[0]
 
 
-cdef inline Stream *choose_layer(const Source *source, Stream *playing) noexcept nogil:
-    """The wished layer if alive, else the one playing if alive; without a wish the first live one; else the wished one."""
+cdef inline Stream *choose_layer(const Source *source) noexcept nogil:
+    """The wished layer if it is alive or no other may stand in for it; else the next live one, best to worst and round.
+
+    Without a wish, or with one for a layer that there is not, that is the best live one. None alive: the wished one.
+    """
     cdef Track *track = source.track
     cdef Stream *wished = NULL
-    cdef int i
+    cdef Stream *s
+    cdef int i, first = 0
     if track.layer_count == 1:
         return track.layers[0]
     for i in range(track.layer_count):
         if source.rid[0] and same_rid(source.rid, track.layers[i].rid):
             wished = track.layers[i]
-    if wished != NULL and wished.alive:
+            first = i
+    if wished != NULL and not source.fallback:
         return wished
-    if source.rid[0] and playing != NULL and playing.track == track and playing.alive:
-        return playing
     for i in range(track.layer_count):
-        if track.layers[i].alive:
-            return track.layers[i]
+        s = track.layers[(first + i) % track.layer_count]
+        if s.alive:
+            return s
     return wished
 
 
@@ -104,22 +109,28 @@ cdef inline void choose_source(Thread *t, Forwarder *f) noexcept nogil:
         # Nothing asked for: is the layer in use still the one to use?
         if f.current.track == NULL:
             return
-        s = choose_layer(&f.current, f.current.stream)
+        s = choose_layer(&f.current)
         if s == f.current.stream or s == NULL:
             return
         f.next = f.current
         f.next.stream = NULL
     else:
-        s = choose_layer(&f.next, f.current.stream)
+        s = choose_layer(&f.next)
         if s != NULL and s == f.current.stream and f.next.track == f.current.track:
             # Already playing: take over the wish and the payload types.
             set_next_stream(t, f, NULL)
             f.current.rid = f.next.rid
+            f.current.fallback = f.next.fallback
             f.current.payload_types = f.next.payload_types
             f.current.rtx_payload_types = f.next.rtx_payload_types
             f.next.track = NULL
             return
     set_next_stream(t, f, s)
+    if s != NULL and not s.alive and not f.next.fallback:
+        # Only this layer is wanted, and nothing comes of it: no other of the track plays until it does.
+        if f.current.track == f.next.track:
+            drop_source(t, f, &f.current)
+        return
     if s != NULL and f.video and not f.paused and f.srtp != NULL and reachable(f.transport):
         want_keyframe(t, s)
 
@@ -206,8 +217,9 @@ cdef inline bint switch_source(Thread *t, Forwarder *f, Stream *s, const Job *jo
     f.current.epoch = job.epoch
     f.skipped_keyframe = 0
     map_switch(&f.map, job.ext_seq, f.video and f.started and not f.last_marker)
-    f.recent_at = (f.recent_at + 1) & (RECENT_SOURCES - 1)
-    f.recent[f.recent_at] = s.id
+    f.stay = <uint8_t>(f.stay + 1)
+    f.recent[f.stay & (RECENT_SOURCES - 1)] = s.id
+    vp8_switch(&f.vp8)
     f.last_stream = s.id
     f.last_clock_rate = s.clock_rate if s.clock_rate else 90000
     return True
@@ -278,7 +290,10 @@ cdef inline void forward(Thread *t, Stream *s, Forwarder *f, const Job *job) noe
     entry = ledger_sent(&f.ledger, out, job.ext_seq, t.now, filler)
     entry.payload_type = payload_type
     entry.timestamp = fields.timestamp
-    entry.layer = f.recent_at
+    entry.stay = f.stay
+    if job.vp8.fields and not filler:
+        vp8_map(&f.vp8, &job.vp8, late, &entry.vp8)
+    fields.vp8 = entry.vp8
     if f.blocked:
         if f.video and job.view.timestamp == f.last_source_timestamp and not late:
             # The frame is cut already (IO-2): the rest would cost the link and show nothing.

@@ -18,6 +18,7 @@ from sfu._dataplane.packet cimport HeaderTemplate, RtpView
 from sfu._dataplane.sequence cimport OutMap, Unwrapper
 from sfu._dataplane.tables cimport Bucket, IdTable, TupleTable
 from sfu._dataplane.twcc cimport TwccLog
+from sfu._dataplane.vp8 cimport Vp8Map, Vp8Numbers
 from wire._batch.udp cimport Address, Receiver, Sender, Socket
 
 cdef extern from "pthread.h" nogil:
@@ -117,6 +118,7 @@ cdef struct Job:
     uint8_t keyframe            # first packet of one
     uint8_t frame_start
     uint8_t padding_only
+    Vp8Numbers vp8
     int next                    # of the same stream, -1: last
 
 cdef struct Fanout:
@@ -204,6 +206,7 @@ cdef struct Source:
     Stream *stream              # NULL: none chosen (yet)
     uint32_t epoch
     char rid[RID_MAX + 1]
+    uint8_t fallback            # another layer may stand in for `rid`
     uint8_t payload_types[128]
     uint8_t rtx_payload_types[128]
 
@@ -236,8 +239,9 @@ cdef struct Forwarder:
     Source current
     Source next
     Ledger ledger
-    uint64_t recent[RECENT_SOURCES]     # stream ids by the ledger's `layer`
-    uint8_t recent_at
+    uint64_t recent[RECENT_SOURCES]     # ids of the last streams that fed it, by `stay`
+    uint8_t stay                # changes of source so far, modulo 2**8
+    Vp8Map vp8
     char cname[CNAME_MAX + 1]
     # sender reports (RTCP-1 to RTCP-3)
     int64_t report_at           # us, 0: nothing to report yet
@@ -336,6 +340,7 @@ cdef struct CrossEntry:
     uint8_t keyframe
     uint8_t frame_start
     uint8_t padding_only
+    Vp8Numbers vp8
 
 cdef struct CrossRing:
     # Single producer, single consumer.

@@ -31,6 +31,7 @@ cdef inline void cross_jobs(Thread *t, Stream *s) noexcept nogil:
             entry.keyframe = job.keyframe
             entry.frame_start = job.frame_start
             entry.padding_only = job.padding_only
+            entry.vp8 = job.vp8
             cross_commit(t, to)
             t.counters.crossed += 1
             at = job.next

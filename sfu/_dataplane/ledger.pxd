@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from sfu._dataplane.sequence cimport nearest
+from sfu._dataplane.vp8 cimport Vp8Numbers
 
 cdef enum:
     RESENDS_MAX = 5
@@ -21,9 +22,9 @@ cdef struct Sent:
     uint32_t timestamp      # as sent
     int32_t send_time       # abs-send-time as sent, -1: none
     uint16_t transport_seq  # transport-cc number as sent
+    Vp8Numbers vp8          # as sent, none when they went as they came
     uint8_t payload_type    # as sent
-    uint8_t layer           # of the source track
-    uint8_t source_epoch    # low bits: which `set_source` it belongs to
+    uint8_t stay            # which source it came from: `Forwarder.stay` of that time
     uint8_t resends
     uint8_t padding
 
@@ -73,6 +74,7 @@ cdef inline Sent *ledger_sent(Ledger *l, int64_t out_seq, int64_t source_seq, in
     entry.last_sent = now
     entry.first_sent = <uint32_t>now
     entry.resends = 0
+    entry.vp8.fields = 0
     entry.padding = padding
     if out_seq > l.highest:
         l.highest = out_seq

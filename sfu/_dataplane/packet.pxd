@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from sfu._dataplane.machine cimport read16, read32, write16, write24, write32
+from sfu._dataplane.vp8 cimport Vp8Numbers, vp8_write
 
 cdef enum:
     RTP_SIZE_MAX = 2048     # bytes; what a peer may send us in one packet
@@ -69,6 +70,7 @@ cdef struct OutFields:
     int32_t transport_seq
     int32_t send_time
     int32_t osn
+    Vp8Numbers vp8              # to write into the payload's descriptor; none: it stays as it is
 
 
 cdef inline bint parse_elements(RtpView *view, const uint8_t *ids, uint16_t profile, const uint8_t *p, const uint8_t *end) noexcept nogil:
@@ -245,6 +247,8 @@ cdef inline int write_packet(uint8_t *out, const RtpView *source, const HeaderTe
     elif source.padding_size:
         out[0] |= 0x20
         payload += source.padding_size
+    if f.vp8.fields:
+        return <int>(p - out) + vp8_write(p, source.data + source.header_size, payload, &f.vp8)
     memcpy(p, source.data + source.header_size, payload)
     return <int>(p - out) + payload
 

@@ -173,16 +173,19 @@ class Plane:
         track: int,
         *,
         rid: str = "",
+        fallback: bool = True,
         payload_types: Mapping[int, int],
         rtx_payload_types: Mapping[int, int],
         cname: str = "",
     ) -> None:
-        """Feed it from `track` (0: from nothing), layer `rid` ("" : the only or the first live one).
+        """Feed it from `track` (0: from nothing), layer `rid` ("" : the only or the best live one).
 
         A video source starts at its next key frame, which is asked for; until then the previous source goes on. Out
         sequence numbers and timestamps continue over the change (SW-1 to SW-3).
 
         Args:
+            fallback: while `rid` has no packets the next live layer plays, in the order of `rids` and round from its end
+                to its beginning. False: no other layer of the track plays, and one that does stops at once.
             payload_types: publisher's payload type to the subscriber's; packets of others are dropped.
             rtx_payload_types: the subscriber's payload type to that of its RTX.
         """

@@ -602,7 +602,9 @@ cdef class Plane:
         self.forwarders[f.id] = <uintptr_t>f
         return f.id
 
-    def set_source(self, forwarder, track, *, str rid="", payload_types, rtx_payload_types, str cname=""):
+    def set_source(
+        self, forwarder, track, *, str rid="", bint fallback=True, payload_types, rtx_payload_types, str cname=""
+    ):
         cdef Forwarder *f = self._forwarder(forwarder)
         cdef Track *source_track = self._track(track) if track else NULL
         cdef Source source
@@ -610,6 +612,7 @@ cdef class Plane:
         memset(&source, 0, sizeof(source))
         source.track = source_track
         fill_rid(source.rid, rid)
+        source.fallback = fallback
         fill_payload_types(source.payload_types, payload_types)
         fill_payload_types(source.rtx_payload_types, rtx_payload_types)
         if source_track != NULL and source_track.video != f.video:

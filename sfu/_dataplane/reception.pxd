@@ -11,7 +11,7 @@ from sfu._dataplane.graph cimport (
     DROP_PAYLOAD_TYPE, DROP_PROBE, DROP_STALE, Job, PayloadType, Stream, Thread, Track, Transport,
 )
 from sfu._dataplane.jobs cimport add_job
-from sfu._dataplane.keyframe cimport keyframe_start
+from sfu._dataplane.keyframe cimport C_VP8, keyframe_start
 from sfu._dataplane.keyframes cimport keyframe_arrived, need_keyframe
 from sfu._dataplane.loss cimport loss_receive
 from sfu._dataplane.machine cimport add_i64, load_int, read16, store_i64, write16, write32
@@ -19,6 +19,7 @@ from sfu._dataplane.ops cimport consumers, count_drop, cross_request, schedule
 from sfu._dataplane.packet cimport RtpView, parse_rtp
 from sfu._dataplane.sequence cimport nearest, unwrap
 from sfu._dataplane.upcalls cimport UP_STREAM_STARTED, UP_TRACK_RESUMED, upcall_stream
+from sfu._dataplane.vp8 cimport vp8_read
 
 cdef enum:
     RTX_AHEAD_MAX = 1000        # numbers a repair may be ahead of the highest original
@@ -171,6 +172,9 @@ cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, in
     job.ext_seq = ext_seq
     job.received = t.now
     job.epoch = s.epoch
+    job.vp8.fields = 0
+    if kind.codec == C_VP8:
+        vp8_read(data + view.header_size, view.payload_size, &job.vp8)
     add_job(t, s)
 
 

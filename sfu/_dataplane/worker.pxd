@@ -113,6 +113,7 @@ cdef inline void take_crossed_packet(Thread *t, const CrossEntry *entry, Stream 
     job.keyframe = entry.keyframe
     job.frame_start = entry.frame_start
     job.padding_only = entry.padding_only
+    job.vp8 = entry.vp8
     add_job(t, s)
 
 

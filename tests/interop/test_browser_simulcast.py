@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -144,7 +145,6 @@ async def test_each_layer_arrives_when_preferred_and_switching_leaves_no_gap(pag
     assert await total(subscriber, "packetsLost") == 0
 
 
-@pytest.mark.xfail(reason="COD-1: PictureID and TL0PICIDX of VP8 are forwarded as they are", strict=True)
 async def test_the_picture_numbers_of_vp8_go_on_over_a_switch(pages: tuple[Page, Page], server: Server) -> None:
     """COD-1. Chromium numbers each layer for itself; where numbers jump, its decoder waits for frames that never were,
     shows nothing, and after seconds asks for a key frame."""
@@ -181,8 +181,23 @@ async def test_a_layer_that_stops_gives_way_to_another_and_returns(pages: tuple[
     await pull(subscriber, await publish(publisher), policy)
     await width_is(subscriber, WIDTHS["h"])
     await publisher.evaluate("raw.setActive('h', false)")
-    await width_is(subscriber, WIDTHS["f"])
+    await width_is(subscriber, WIDTHS["q"])
     await frames_advance(subscriber)
     await publisher.evaluate("raw.setActive('h', true)")
     await width_is(subscriber, WIDTHS["h"])
     await frames_advance(subscriber)
+
+
+async def test_a_pinned_layer_that_stops_is_waited_for(pages: tuple[Page, Page]) -> None:
+    """§8: `ridNotAvailable: none`."""
+    publisher, subscriber = pages
+    await pull(subscriber, await publish(publisher), {"preferredRid": "h"})
+    await width_is(subscriber, WIDTHS["h"])
+    await publisher.evaluate("raw.setActive('h', false)")
+    await asyncio.sleep(3)  # the layer is dead after 2 s
+    before = await total(subscriber, "packetsReceived")
+    await asyncio.sleep(1)
+    assert await total(subscriber, "packetsReceived") == before
+    await publisher.evaluate("raw.setActive('h', true)")
+    await frames_advance(subscriber)
+    await width_is(subscriber, WIDTHS["h"])

@@ -339,6 +339,7 @@ def pull_video(
     *,
     rtx: int = 0,
     rid: str = "",
+    fallback: bool = True,
     extensions: Mapping[int, int] | None = None,
 ) -> int:
     """A sending section of `peer`, fed by `track`; returns the forwarder."""
@@ -351,9 +352,18 @@ def pull_video(
         cname="publisher",
         extensions={dataplane.EXT_MID: 1} if extensions is None else extensions,
     )
-    feed_video(peer.plane, forwarder, track, rid=rid, rtx=rtx != 0)
+    feed_video(peer.plane, forwarder, track, rid=rid, fallback=fallback, rtx=rtx != 0)
     return forwarder
 
 
-def feed_video(plane: dataplane.Plane, forwarder: int, track: int, *, rid: str = "", rtx: bool = False) -> None:
-    plane.set_source(forwarder, track, rid=rid, payload_types={96: 100}, rtx_payload_types={100: 101} if rtx else {})
+def feed_video(
+    plane: dataplane.Plane, forwarder: int, track: int, *, rid: str = "", fallback: bool = True, rtx: bool = False
+) -> None:
+    plane.set_source(
+        forwarder,
+        track,
+        rid=rid,
+        fallback=fallback,
+        payload_types={96: 100},
+        rtx_payload_types={100: 101} if rtx else {},
+    )

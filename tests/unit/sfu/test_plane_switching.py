@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from aiortc.codecs.vpx import VpxPayloadDescriptor
 
 from sfu._dataplane import plane as dataplane
 from sfu._dataplane.plane import Plane
 from tests.support.srtp_peer import (
     EXTENSIONS,
     VIDEO,
+    Rtp,
     SrtpPeer,
     VideoSource,
     codec,
     count_plis,
     feed_video,
     fir,
+    nack,
     pli,
     publish_video,
     pull_video,
@@ -294,6 +297,55 @@ class TestSimulcast:
             numbers = [p.seq for p in subscriber.rtp]
             assert [(b - a) & 0xFFFF for a, b in itertools.pairwise(numbers)] == [1] * (len(numbers) - 1)
 
+    def test_a_stopped_layer_gives_way_to_the_next_one_down_and_the_last_to_the_first(self, plane: Plane) -> None:
+        """realtime-api.md §8, `ridNotAvailable: asciibetical`."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            forwarder = pull_video(subscriber, track, rid="m")
+            for alive, layer in (("hml", 1), ("hl", 2), ("h", 0), ("hm", 1)):
+                self.send_until(
+                    subscriber,
+                    [sources[rid] for rid in alive],
+                    lambda n=layer: plane.forwarder_stats(forwarder)["layer"] == n,
+                )
+
+    def test_without_fallback_nothing_but_the_wished_layer_is_sent(self, plane: Plane) -> None:
+        """realtime-api.md §8, `ridNotAvailable: none`."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            forwarder = pull_video(subscriber, track, rid="h", fallback=False)
+            alive = [sources["m"], sources["l"]]
+            started = time.monotonic()
+            self.send_until(subscriber, alive, lambda: time.monotonic() - started > 0.3)
+            assert not subscriber.rtp
+            self.send_until(subscriber, [*alive, sources["h"]], lambda: subscriber.rtp)
+            assert plane.forwarder_stats(forwarder)["layer"] == 0
+            # The layer stops, is declared dead, and returns.
+            started = time.monotonic()
+            self.send_until(subscriber, alive, lambda: time.monotonic() - started > 2.7)
+            ours = {p.payload for p in sources["h"].sent}
+            assert all(p.payload in ours for p in subscriber.rtp)
+            got = len(subscriber.rtp)
+            self.send_until(subscriber, [*alive, sources["h"]], lambda: len(subscriber.rtp) > got)
+            assert subscriber.rtp[-1].payload == sources["h"].sent[-1].payload
+
+    def test_a_wish_for_a_silent_layer_without_fallback_ends_the_one_playing(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            low = self.layers(publisher)["l"]
+            forwarder = pull_video(subscriber, track, rid="l", fallback=False)
+            self.send_until(subscriber, [low], lambda: subscriber.rtp)
+            subscriber.settle(0.05)
+            got = len(subscriber.rtp)
+            feed_video(plane, forwarder, track, rid="h", fallback=False)
+            low.send(key=True)
+            subscriber.settle(0.1)
+            assert len(subscriber.rtp) == got
+            feed_video(plane, forwarder, track, rid="h")
+            self.send_until(subscriber, [low], lambda: len(subscriber.rtp) > got)
+
     def test_without_a_wish_the_first_live_layer_in_order_is_taken(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
             track = publish_video(publisher, rids=self.RIDS)
@@ -303,3 +355,59 @@ class TestSimulcast:
                 self.send_until(
                     subscriber, [sources[rid]], lambda n=layer: plane.forwarder_stats(forwarder)["layer"] == n
                 )
+
+
+class TestVp8Numbers:
+    """COD-1, CACHE-5: what a decoder reads goes on over a change of source, in resends too."""
+
+    @staticmethod
+    def described(source: VideoSource, picture: int, *, size: int = 1) -> list[Rtp]:
+        """A key frame whose packets carry a PictureID of 15 bits, or 7 below 128, and a TL0PICIDX."""
+        number = (0x8000 | picture).to_bytes(2) if picture > 127 else bytes([picture])
+        packets = source.frame(key=True, size=size)
+        for i, packet in enumerate(packets):
+            lead = bytes([0x90 if i == 0 else 0x80, 0xC0]) + number + bytes([picture & 0xFF])
+            packet.payload = lead + packet.payload[1:]
+        source.sent += packets
+        return packets
+
+    @pytest.mark.parametrize("rtx", [0, 7778], ids=["without RTX", "with RTX"])
+    def test_numbers_go_on_and_a_resend_has_those_of_the_first_time(self, plane: Plane, rtx: int) -> None:
+        with SrtpPeer(plane) as one, SrtpPeer(plane) as two, SrtpPeer(plane) as subscriber:
+            old, new = VideoSource(one, 1), VideoSource(two, 2)
+            forwarder = pull_video(subscriber, publish_video(one, 1), rtx=rtx)
+            target = publish_video(two, 2)
+            one.send(*self.described(old, 3000))
+            subscriber.wait(lambda: len(subscriber.rtp) == 1)
+            assert subscriber.rtp[0].payload == old.sent[0].payload
+            feed_video(plane, forwarder, target, rtx=rtx != 0)
+            two.send(*self.described(new, 5, size=2), *self.described(new, 6), *self.described(new, 8))
+            subscriber.wait(lambda: len(subscriber.rtp) == 5)
+            read = [VpxPayloadDescriptor.parse(p.payload) for p in subscriber.rtp]
+            assert [d.picture_id for d, _ in read] == [3000, 3001, 3001, 3002, 3004]
+            assert [(d.tl0picidx - 3000) % 256 for d, _ in read] == [0, 1, 1, 2, 4]
+            assert [rest for _, rest in read[1:]] == [p.payload[4:] for p in new.sent]
+            time.sleep(0.12)
+            packet = subscriber.rtp[2]
+            raw = [data for data in subscriber.raw if data[1] & 127 == 100]
+            subscriber.send_rtcp(nack(subscriber.ssrc, 7777, packet.seq))
+            if rtx:
+                subscriber.wait(lambda: len(subscriber.rtp) == 6)
+                assert subscriber.rtp[5].payload == packet.seq.to_bytes(2) + packet.payload
+            else:
+                subscriber.wait(lambda: len([d for d in subscriber.raw if d[1] & 127 == 100]) == 6)
+                assert [d for d in subscriber.raw if d[1] & 127 == 100][5] == raw[2]
+
+    def test_a_pause_leaves_no_hole_in_the_numbers(self, plane: Plane) -> None:
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            forwarder = pull_video(subscriber, publish_video(publisher))
+            source = VideoSource(publisher, 1111)
+            publisher.send(*self.described(source, 200))
+            subscriber.wait(lambda: subscriber.rtp)
+            plane.set_paused(forwarder, True)
+            publisher.send(*self.described(source, 201))
+            subscriber.settle(0.05)
+            plane.set_paused(forwarder, False)
+            publisher.send(*self.described(source, 300))
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
+            assert VpxPayloadDescriptor.parse(subscriber.rtp[1].payload)[0].picture_id == 201

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from sfu.errors import TrackError
-from sfu.messages import Kind, SessionId, SimulcastPreference
-from sfu.router import Router, choose_layer
+from sfu.messages import Kind, Ordering, SessionId, SimulcastPreference
+from sfu.router import Router, choose_layer, may_fall_back
 from sfu.sections import Outgoing
 from sfu.track import LocalTrack, RemoteTrack
 from tests.support.fake_plane import FakePlane
@@ -44,7 +44,13 @@ class TestSubscriptions:
         router.subscribe(remote, track, None)
         number, how = source_of(plane, remote)
         assert number == track.plane_id
-        assert how == {"rid": "", "payload_types": {96: 96}, "rtx_payload_types": {96: 97}, "cname": "p"}
+        assert how == {
+            "rid": "",
+            "fallback": True,
+            "payload_types": {96: 96},
+            "rtx_payload_types": {96: 97},
+            "cname": "p",
+        }
 
     def test_section_without_rtx_gets_none(self, plane: FakePlane, router: Router) -> None:
         track, remote = published(plane, router), pulled(plane, rtx=False)
@@ -116,3 +122,17 @@ class TestLayerChoice:
     def test_single_layer_has_no_choice(self) -> None:
         track = LocalTrack("app", SessionId("p"), "camera", Kind.VIDEO, "0", 0.0)
         assert choose_layer(track, SimulcastPreference("h")) == ""
+
+    @pytest.mark.parametrize(
+        ("preference", "allowed"),
+        [
+            (None, True),
+            (SimulcastPreference(""), True),
+            (SimulcastPreference("m"), False),
+            (SimulcastPreference("m", rid_not_available=Ordering.ASCIIBETICAL), True),
+        ],
+    )
+    def test_another_layer_stands_in_only_where_asked_for_or_where_none_is_preferred(
+        self, preference: SimulcastPreference | None, allowed: bool
+    ) -> None:
+        assert may_fall_back(preference) is allowed
