@@ -1,11 +1,12 @@
-"""CPU per relayed packet and memory per allocation: our TURN server beside coturn in the same run.
+"""CPU per relayed packet and memory per allocation: our TURN server beside coturn and a bare relay in the same run.
 
 Method. Hosts and pinning as in `bench_forward`. Every allocation has one peer, a UDP socket on the client host; clients
 come from many addresses of it. Half of the packets go up (client to peer), half come down. 160 B payloads go one by
 one, evenly spaced and shared evenly among allocations, as calls do: each wakes the server, so this is the dearest way
 for packets to come. 1,100 B payloads go in frames of ten, each frame in one GSO train, as video does. With channels,
 ChannelData both ways; with indications, Send up and Data down. Server CPU is the scheduler's account of all its
-threads. Memory is the growth of resident memory from the first allocation to the last.
+threads. Memory is the growth of resident memory from the first allocation to the last. The ceiling is a loop of epoll,
+recvmsg and sendmsg over connected sockets (`_ceiling/relay.pyx`): what the kernel asks for packets that come like this.
 
     python -m benchmarks.bench_turn [--rounds N] [--only CASE]
 """
@@ -36,6 +37,8 @@ SOL_UDP, UDP_SEGMENT = 17, 103
 # Clients come from many addresses: a server may limit what a single one does, and challenges are limited by ours.
 SOURCES_NETWORK, SOURCES, SOURCES_COUNT = "10.87.87.128/25", ("10.87.87", 128), 120
 FRAME_PACKETS = 10
+CHANNEL_HEAD_BYTES = 4
+INDICATION_HEAD_BYTES = 36  # header, XOR-PEER-ADDRESS of IPv4, DATA's own head
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,19 @@ CASES = [
 ]
 
 
-class TurnServer(Protocol):
-    """A TURN server under measurement."""
+class RelayServer(Protocol):
+    """A server under measurement."""
 
     name: str
 
     async def start(self) -> None:
         """Start and wait until it answers."""
 
-    async def credentials(self) -> tuple[str, str]:
-        """A user name and its password."""
+    async def open_pair(self, case: Case, index: int) -> Pair:
+        """A client with its allocation, and its peer."""
+
+    async def ready(self) -> None:
+        """Called once when all pairs are open."""
 
     def cpu_ns(self) -> int:
         """CPU time so far."""
@@ -79,6 +85,91 @@ class TurnServer(Protocol):
 
     async def stop(self) -> None:
         """End the process."""
+
+
+class Pair:
+    """Two connected sockets and what they send: `up` to the server's client side, `down` to the relayed address."""
+
+    def __init__(self, case: Case, client: socket.socket, peer: socket.socket, up: bytes) -> None:
+        self.sockets = client, peer
+        payload = bytes(case.payload_bytes)
+        self.packets = 1 if case.payload_bytes < 500 else FRAME_PACKETS
+        self._trains = (up * self.packets, len(up)), (payload * self.packets, len(payload))
+        for sock in self.sockets:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
+
+    def send(self, *, up: bool) -> None:
+        sock, (data, size) = self.sockets[not up], self._trains[not up]
+        if self.packets == 1:
+            sock.send(data)
+        else:
+            sock.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("H", size))])
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
+class AllocatedPair(Pair):
+    """One made by TURN."""
+
+    def __init__(self, case: Case, client: TurnClient) -> None:
+        peer = udp_socket()
+        relayed = client.allocate()
+        address = peer.getsockname()
+        if case.channels:
+            up = client.channel_data(client.bind_channel(address), bytes(case.payload_bytes))
+        else:
+            client.permit(CLIENT_HOST)
+            up = client.send_indication(address, bytes(case.payload_bytes))
+        peer.connect(relayed)
+        super().__init__(case, client.socket, peer, up)
+        self._client = client
+
+    def close(self) -> None:
+        self._client.close()
+        super().close()
+
+
+def udp_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((CLIENT_HOST, 0))
+    return sock
+
+
+async def allocate(credentials: tuple[str, str], case: Case, index: int) -> Pair:
+    source = f"{SOURCES[0]}.{SOURCES[1] + index % SOURCES_COUNT}"
+    client = TurnClient((SERVER_HOST, 3478), *credentials, host=source)
+    return await asyncio.to_thread(AllocatedPair, case, client)
+
+
+class Ceiling(_Process):
+    """The bare relay."""
+
+    name = "ceiling"
+
+    async def start(self) -> None:
+        """Nothing: it is started with the first pair, when the head is known."""
+
+    async def open_pair(self, case: Case, index: int) -> Pair:
+        head = bytes(CHANNEL_HEAD_BYTES if case.channels else INDICATION_HEAD_BYTES)
+        if self.process is None:
+            command = [sys.executable, "-m", "benchmarks.relay_ceiling", SERVER_HOST, head.hex()]
+            self.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        sockets = udp_socket(), udp_socket()
+        print(*(word for sock in sockets for word in sock.getsockname()), file=self.process.stdin, flush=True)
+        for sock, port in zip(sockets, self.process.stdout.readline().split(), strict=True):
+            sock.connect((SERVER_HOST, int(port)))
+        return Pair(case, *sockets, head + bytes(case.payload_bytes))
+
+    async def ready(self) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        print("run", file=self.process.stdin, flush=True)
 
 
 class Coturn(_Process):
@@ -98,14 +189,18 @@ class Coturn(_Process):
         )  # fmt: skip
         await asyncio.sleep(1)
 
-    async def credentials(self) -> tuple[str, str]:
-        return "load", "secret"
+    async def open_pair(self, case: Case, index: int) -> Pair:
+        return await allocate(("load", "secret"), case, index)
+
+    async def ready(self) -> None:
+        """Nothing to do."""
 
 
 class TorporTurn(Torpor):
     """`torpor serve` with one relay thread, a credential from its HTTP API, the private client host allowed."""
 
     def __init__(self) -> None:
+        self._credentials: tuple[str, str] | None = None
         super().__init__(
             environment={
                 "TORPOR_TURN_KEY_ID": APP_ID,
@@ -116,10 +211,12 @@ class TorporTurn(Torpor):
             }
         )
 
-    async def credentials(self) -> tuple[str, str]:
-        url = f"http://{SERVER_HOST}:8787/v1/turn/keys/{APP_ID}/credentials/generate"
-        answer = (await self._http.post(url)).json()["iceServers"]
-        return answer["username"], answer["credential"]
+    async def open_pair(self, case: Case, index: int) -> Pair:
+        if self._credentials is None:
+            url = f"http://{SERVER_HOST}:8787/v1/turn/keys/{APP_ID}/credentials/generate"
+            answer = (await self._http.post(url)).json()["iceServers"]
+            self._credentials = answer["username"], answer["credential"]
+        return await allocate(self._credentials, case, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,60 +239,18 @@ class Result:
         return 1 - self.relayed / max(1, self.expected)
 
 
-class Pair:
-    """A client with its allocation, and its peer."""
-
-    def __init__(self, client: TurnClient, case: Case) -> None:
-        self.client = client
-        self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.peer.bind((CLIENT_HOST, 0))
-        relayed = client.allocate()
-        payload = bytes(case.payload_bytes)
-        address = self.peer.getsockname()
-        if case.channels:
-            up = client.channel_data(client.bind_channel(address), payload)
-        else:
-            client.permit(CLIENT_HOST)
-            up = client.send_indication(address, payload)
-        self.peer.connect(relayed)
-        count = 1 if case.payload_bytes < 500 else FRAME_PACKETS
-        self.packets = count
-        self.up, self.up_size = up * count, len(up)
-        self.down, self.down_size = payload * count, len(payload)
-        for sock in (client.socket, self.peer):
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
-
-    def send(self, *, up: bool) -> None:
-        sock, data, size = (self.client.socket, self.up, self.up_size) if up else (self.peer, self.down, self.down_size)
-        if self.packets == 1:
-            sock.send(data)
-        else:
-            sock.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("H", size))])
-
-    def close(self) -> None:
-        self.client.close()
-        self.peer.close()
-
-
-async def measure(make: Callable[[], TurnServer], case: Case, seconds: float) -> Result:
-    """Start a server, allocate, relay, count."""
+async def measure(make: Callable[[], RelayServer], case: Case, seconds: float) -> Result:
+    """Start a server, open the pairs, relay, count."""
     server = make()
     await server.start()
     pairs: list[Pair] = []
     try:
-        username, password = await server.credentials()
-
-        def allocate() -> None:
-            source = f"{SOURCES[0]}.{SOURCES[1] + len(pairs) % SOURCES_COUNT}"
-            client = TurnClient((SERVER_HOST, 3478), username, password, host=source)
-            pairs.append(Pair(client, case))
-
-        await asyncio.to_thread(allocate)
+        pairs.append(await server.open_pair(case, 0))
         memory = server.resident_bytes()
-        for _ in range(case.allocations - 1):
-            await asyncio.to_thread(allocate)
+        while len(pairs) < case.allocations:
+            pairs.append(await server.open_pair(case, len(pairs)))
         kib = (server.resident_bytes() - memory) / max(1, case.allocations - 1) / 1024
+        await server.ready()
         return relay(server, pairs, case, seconds, kib)
     finally:
         for pair in pairs:
@@ -203,11 +258,11 @@ async def measure(make: Callable[[], TurnServer], case: Case, seconds: float) ->
         await server.stop()
 
 
-def relay(server: TurnServer, pairs: list[Pair], case: Case, seconds: float, kib: float) -> Result:
+def relay(server: RelayServer, pairs: list[Pair], case: Case, seconds: float, kib: float) -> Result:
     epoll = select.epoll()
     sockets = {}
     for pair in pairs:
-        for sock in (pair.client.socket, pair.peer):
+        for sock in pair.sockets:
             sockets[sock.fileno()] = sock
             epoll.register(sock.fileno(), select.EPOLLIN)
     buffer = bytearray(65535)
@@ -250,29 +305,31 @@ def relay(server: TurnServer, pairs: list[Pair], case: Case, seconds: float, kib
 
 
 async def measure_all(options: argparse.Namespace) -> None:
-    rows = [["case", "server", "loss", "CPU s per million packets", "× coturn", "KiB per allocation"]]
-    servers: list[Callable[[], TurnServer]] = [Coturn, TorporTurn]
+    rows = [["case", "server", "loss", "CPU s per million packets", "× coturn", "× ceiling", "KiB per allocation"]]
+    servers: list[type[RelayServer]] = [Ceiling, Coturn, TorporTurn]
     for case in (case for case in CASES if options.only in case.name):
         runs: dict[str, list[Result]] = {}
         for _ in range(options.rounds):
             for make in servers:
-                name = "coturn" if make is Coturn else "torpor"
                 result = await measure(make, case, 2.0)
-                runs.setdefault(name, []).append(result)
-                print(f"{case.name:26} {name:7} {result.cpu_s_per_million:6.2f} s  loss {result.loss:.2%}", flush=True)
-        peer = statistics.median(r.cpu_s_per_million for r in runs["coturn"])
+                runs.setdefault(make.name, []).append(result)
+                print(
+                    f"{case.name:26} {make.name:7} {result.cpu_s_per_million:6.2f} s  loss {result.loss:.2%}",
+                    flush=True,
+                )
+        medians = {name: statistics.median(r.cpu_s_per_million for r in results) for name, results in runs.items()}
         for name, results in runs.items():
             values = [r.cpu_s_per_million for r in results]
-            median = statistics.median(values)
             rows.append(
                 [
                     case.name,
                     name,
                     f"{statistics.median(r.loss for r in results):.2%}",
-                    f"{median:.2f} ({min(values):.2f}–{max(values):.2f})",
-                    f"{median / peer:.2f}",
+                    f"{medians[name]:.2f} ({min(values):.2f}–{max(values):.2f})",
+                    f"{medians[name] / medians['coturn']:.2f}",
+                    f"{medians[name] / medians['ceiling']:.2f}",
                     f"{statistics.median(r.kib_per_allocation for r in results):.1f}"
-                    if case.allocations >= 200
+                    if case.allocations >= 200 and name != "ceiling"
                     else "",
                 ]
             )

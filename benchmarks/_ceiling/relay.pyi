@@ -1,0 +1,3 @@
+"""A bare relay: what the machine allows when there is nothing but system calls and one copy."""
+
+def relay(sockets: list[int], head: bytes) -> None: ...
