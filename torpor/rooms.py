@@ -91,9 +91,13 @@ class Rooms:
         self._manager = HibernationManager(table, clock, slow=slow, max_connections=rooms.connections_per_room)
         try:
             self._drivers = LocalDrivers(rooms.folder, connections=self._manager, clock=clock)
-            secret = identity_secret(rooms.folder)
-        except (ObjectError, OSError) as error:
+        except ObjectError as error:
             raise StartRefused(f"rooms: {error}") from error
+        try:
+            secret = identity_secret(rooms.folder)
+        except BaseException:
+            self._drivers.close()
+            raise
         limits = Limits(
             idle_s=rooms.idle_timeout,
             instances=rooms.awake_max,
@@ -174,25 +178,35 @@ def identity_secret(folder: Path) -> bytes:
     Call while the folder is locked.
 
     Raises:
-        StartRefused: the file is damaged.
-        OSError: it cannot be read or written.
+        StartRefused: the file is damaged, or cannot be read or written.
     """
     path = folder / "secret"
     try:
-        kept = path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        secret = secrets.token_bytes(SECRET_BYTES)
-        part = folder / "secret.part"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secret.hex())
-            file.flush()
-            os.fsync(descriptor)
-        part.replace(path)
-        _sync_folder(folder)
-        return secret
+        return _read_secret(path) if path.exists() else _make_secret(path)
+    except OSError as error:
+        raise StartRefused(f"rooms: {path}: {error.strerror}") from error
+
+
+def _make_secret(path: Path) -> bytes:
+    secret = secrets.token_bytes(SECRET_BYTES)
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(secret.hex())
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        secret = bytes.fromhex(kept)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return secret
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        secret = bytes.fromhex(path.read_text(encoding="ascii"))
     except ValueError:
         secret = b""
     if len(secret) != SECRET_BYTES:
@@ -203,11 +217,3 @@ def identity_secret(folder: Path) -> bytes:
 def room_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
     """Return what rooms get as `env`: the process's environment without the server's own settings and secrets."""
     return MappingProxyType({name: value for name, value in environment.items() if not name.startswith("TORPOR_")})
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
