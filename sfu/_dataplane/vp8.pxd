@@ -139,6 +139,7 @@ cdef inline void vp8_map(Vp8Map *m, const Vp8Numbers *numbers, bint late, Vp8Num
         m.joining &= ~joins
         vp8_expect(&m.source, numbers, joins)
         vp8_expect(&m.out, numbers, joins & ~m.out.fields)
+        m.out.fields |= joins
     wide = (numbers.fields | m.out.fields) & VP8_WIDE
     # Pictures since the newest packet, negative for a late one. A shift would not do: a narrow source wraps earlier.
     half = 0x4000 if numbers.fields & VP8_WIDE else 0x40
