@@ -13,7 +13,8 @@ A room is one object of its party's namespace, named by the path segment as it w
 one hibernatable WebSocket: id and state lie in its attachment, the id is also its first tag.
 
 Where to look: hooks, order, errors, `server.py`; id, state, `connection.py`; URLs, hooks before the room, CORS,
-`routes.py`; class names as URLs, `names.py`. Not here: storage and alarms (`objects`), sockets (`hibernation`).
+`routes.py`; class names as URLs, `names.py`; tests of your own rooms, `testing.py`. Not here: storage
+and alarms (`objects`), sockets (`hibernation`).
 """
 
 from partykit_compat.connection import Connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,8 +49,31 @@ class TestCheck:
         monkeypatch.setenv("TORPOR_TURN_KEY_TOKEN", "hunter2" * 8)
         monkeypatch.setenv("TORPOR_TURN_SHARED_SECRETS", "hunter2" * 8)
         monkeypatch.setenv("TORPOR_TURN_CREDENTIAL_SECRET", "hunter2" * 8)
+        monkeypatch.setenv("TORPOR_ROOMS_ADMIN_TOKEN", "hunter2" * 8)
         assert run(["check"]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())
+
+
+class TestRooms:
+    def test_classes_are_shown_by_check_which_loads_them(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        (tmp_path / "cli_rooms.py").write_text("from partykit_compat import Server\nclass Chat(Server): ...\n")
+        assert run(["check", "--port", "9", "cli_rooms.py", "lobby=cli_rooms:Chat"]) == 0
+        parties = tomllib.loads(capsys.readouterr().out)["parties"]
+        assert parties == {"main": "cli_rooms.py:Chat", "lobby": "cli_rooms:Chat"}
+        assert run(["check", "cli_rooms:Nobody"]) == 2
+        assert "party main: cli_rooms:Nobody is not a class" in capsys.readouterr().err
+        del sys.modules["cli_rooms"]
+
+    def test_a_list_of_a_server_that_is_not_there_is_2(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["rooms", "--url", "http://127.0.0.1:9"]) == 2
+        assert capsys.readouterr().err.startswith("torpor: http://127.0.0.1:9: ")
+
+    def test_development_shows_where_rooms_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        announce(Settings(parties={"main": "app:Chat"}), Ports(8787))
+        assert "room        http://127.0.0.1:8787/parties/main/<room>" in capsys.readouterr().out
 
 
 class TestGrammar:
