@@ -1,9 +1,9 @@
 """Errors of `torpor`, all of them an operator's to mend: the command line prints one line and exits with 2.
 
 TorporError
-├── SettingError     a key is unknown, has a bad value, or contradicts another
-├── StartRefused     the settings are valid but unsafe to serve with, or an address cannot be bound
-└── ServerUnreachable  a command needs a running server, and it does not answer
+├── SettingError        a key is unknown, has a bad value, or contradicts another
+├── StartRefused        the settings are valid but unsafe to serve with, or an address, class or folder cannot be used
+└── ServerUnreachable   a command needs a running server, and it does not answer
 """
 
 from __future__ import annotations
