@@ -28,7 +28,7 @@ $(VENV)/.built: $(VENV)/.created pyproject.toml setup.py $(PYX)
 
 $(VENV)/.test: $(VENV)/.built tests/support/install.sh tests/support/package-lock.json
 	@echo "» installing what the tests need"
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable '.[test,dev,load]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --no-build-isolation --editable '.[test,dev]'
 	@tests/support/install.sh
 	@touch $@
 
