@@ -118,6 +118,7 @@ class TestFullSendBuffer:
             plane.set_source(audio, track, payload_types={111: 111}, rtx_payload_types={})
             source = VideoSource(publisher, 1111)
             publisher.send_train(source.frame(key=True, size=50, length=1000))
+            publisher.wait(lambda: plane.forwarder_stats(forwarder)["packets"] == 50)  # a batch of its own
             cut = source.frame(size=10, length=1000)
             publisher.send_train(cut[:5])
             publisher.wait(lambda: plane.stats()["drop_send_blocked"] > 0)
