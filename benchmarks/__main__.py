@@ -14,7 +14,7 @@ DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True"
 
 
 def main() -> int:
-    """Run `bench_*.py`; arguments go to each. Returns the first failure."""
+    """Run every `bench_*.py` with its defaults. Returns the first failure."""
     if missing := [package for package, program in PEERS.items() if shutil.which(program) is None]:
         print(f"» apt-get install {' '.join(missing)} (the peers)", flush=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
@@ -24,7 +24,7 @@ def main() -> int:
     subprocess.run([cythonize, "-q", "-i", "-3", "-X", DIRECTIVES, *loops], check=True, cwd=HERE.parent)
     for path in sorted(HERE.glob("bench_*.py")):
         print(f"» {path.stem}", flush=True)
-        code = subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}", *sys.argv[1:]], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}"], check=False).returncode
         if code:
             return code
     return 0

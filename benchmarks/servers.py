@@ -241,7 +241,7 @@ class Janus(_Process):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for _ in range(100):
+        for _ in range(300):
             try:
                 self._socket = await websockets.connect(
                     f"ws://{SERVER_HOST}:{self._PORT}", subprotocols=[websockets.Subprotocol("janus-protocol")]
@@ -330,7 +330,16 @@ transports: {{ disable = "{",".join(unused("transports", "websockets"))}" }}
         peer = MediaPeer(host=CLIENT_HOST)
         handle = await self._attach()
         streams = [{"feed": self._feeds[publisher]}]
-        offered = await self._message(handle, {"request": "join", "ptype": "subscriber", "room": 1, "streams": streams})
+        join = {"request": "join", "ptype": "subscriber", "room": 1, "streams": streams}
+        for attempt in itertools.count():
+            try:
+                offered = await self._message(handle, join)
+                break
+            except RuntimeError:
+                # Janus knows a feed a moment after its publisher is connected.
+                if attempt == 20:
+                    raise
+                await asyncio.sleep(0.1)
         remote = sdp.parse(offered["jsep"]["sdp"])
         answer = peer.describe([sdp.Section(s.kind, s.mid, "recvonly") for s in remote.sections], offer=False)
         await self._message(handle, {"request": "start"}, {"type": "answer", "sdp": answer})
