@@ -138,6 +138,8 @@ async def measure_all(options: argparse.Namespace) -> None:
                 ]
             )
     body = "## CPU per forwarded packet\n\n" + table(rows)
+    command = " ".join(["python -m benchmarks.bench_forward", *sys.argv[1:]])
+    print(machine.save("forward", "Forwarding", command, f"{__doc__}\n\n{body}"), flush=True)
     if not options.only:
         best_rows = [["server", "highest pps below 0.5 % loss", "p50 µs at half of it", "p99 µs at half of it"]]
         for make in SERVERS:
@@ -147,7 +149,7 @@ async def measure_all(options: argparse.Namespace) -> None:
             print("highest", best_rows[-1], flush=True)
         body += "\n\n## 1→100, 1,100 B: highest rate on one core, delay at half of it\n\n" + table(best_rows)
         body += "\n\nDelays are from the publisher's send call to the subscriber's read, clients' own time included."
-    print(machine.save("forward", "Forwarding", "make bench", f"{__doc__}\n\n{body}"))
+        machine.save("forward", "Forwarding", command, f"{__doc__}\n\n{body}")
 
 
 def main() -> int:
