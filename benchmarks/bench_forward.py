@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from benchmarks import hosts, machine
 from benchmarks.load import Meter, Publisher, Run, run
 from benchmarks.servers import Ceiling, Janus, Server, Torpor
+from loadtest.peer import MediaPeer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ CASES = [
     Case(20, 19, 1100, 200_000, 30_000),
     Case(20, 19, 80, 200_000, 30_000),
 ]
+JOINING_MAX = 16
+"""Subscribers that join at a time: a join by Janus takes a second, whoever else joins."""
 SERVERS: list[Callable[[], Server]] = [Ceiling, Torpor, Janus]
 
 
@@ -64,10 +67,16 @@ async def measure(make: Callable[[], Server], case: Case, pps: float, seconds: f
         publishers = [Publisher(peer, index + 1, case.packet_bytes) for index, peer in enumerate(sources)]
         for publisher in publishers:
             publisher.send(*publisher.frame())  # a track that has sent nothing yet cannot be pulled
-        subscribers = [await server.subscribe(source) for source in sources for _ in range(case.fan_out)]
+        gate = asyncio.Semaphore(JOINING_MAX)
+
+        async def subscribe(source: MediaPeer) -> MediaPeer:
+            async with gate:
+                return await server.subscribe(source)
+
+        subscribers = await asyncio.gather(*(subscribe(source) for source in sources for _ in range(case.fan_out)))
         peers = [*sources, *subscribers]
         await server.ready()
-        meter = Meter(subscribers, case.packet_bytes)
+        meter = Meter(list(subscribers), case.packet_bytes)
 
         def once(rate: float, duration: float) -> Run:
             return run(
