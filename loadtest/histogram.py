@@ -57,13 +57,13 @@ class Histogram:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
-    def record(self, seconds: float) -> None:
-        """Count one duration; a negative one counts as 0."""
+    def record(self, seconds: float, times: int = 1) -> None:
+        """Count one duration, or several equal ones; a negative one counts as 0."""
         seconds = max(0.0, seconds)
         bucket = bucket_of(int(seconds * 1e6))
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
-        self.count += 1
-        self.sum += seconds
+        self._counts[bucket] = self._counts.get(bucket, 0) + times
+        self.count += times
+        self.sum += seconds * times
         self.max = max(self.max, seconds)
 
     def merge(self, other: Histogram) -> None:
