@@ -43,6 +43,7 @@ from sfu.transport import Transport, candidates
 
 if TYPE_CHECKING:
     from sfu._dataplane.plane import Plane, Upcall
+    from wire.exchange import End
 
 __all__ = ["EventStream", "SessionStats", "Sfu", "SfuSettings", "SfuStats", "TrackStats"]
 
@@ -60,7 +61,7 @@ class _Entry:
     label: str
 
 
-def _make_plane(settings: SfuSettings) -> Plane:
+def _make_plane(settings: SfuSettings, exchange: End | None) -> Plane:
     return dataplane.Plane(
         settings.listen_addresses,
         settings.port,
@@ -68,6 +69,7 @@ def _make_plane(settings: SfuSettings) -> Plane:
         gso=settings.gso,
         max_transports=settings.sessions_max,
         stall_after=settings.stall_after_s,
+        exchange=exchange,
     )
 
 
@@ -79,10 +81,20 @@ class Sfu:
         settings: SfuSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
-        make_plane: Callable[[SfuSettings], Plane] = _make_plane,
+        exchange: End | None = None,
+        make_plane: Callable[[SfuSettings, End | None], Plane] = _make_plane,
     ) -> None:
+        """Touches no socket.
+
+        Args:
+            settings: checked ones.
+            clock: monotonic seconds, as `time.monotonic`.
+            exchange: with the relays of this process, whose clients then reach us in memory; for `settings.threads`.
+            make_plane: the forwarding plane.
+        """
         self.settings = settings
         self._clock = clock
+        self._exchange = exchange
         self._make_plane = make_plane
         self._plane: Plane | None = None
         self._endpoint: Endpoint | None = None
@@ -106,8 +118,10 @@ class Sfu:
         Raises:
             OSError: an address cannot be bound.
         """
-        plane = self._make_plane(self.settings)
+        plane = self._make_plane(self.settings, self._exchange)
         self._plane = plane
+        if self._exchange is not None:
+            self._exchange.bind(self.settings.endpoints(plane.port))
         self._router = Router(plane)
         self._candidates = candidates(self.settings.announced_addresses or self.settings.listen_addresses, plane.port)
         plane.start()

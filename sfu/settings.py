@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,8 @@ class SfuSettings:
     track_name_bytes_max: int = 1024
     event_queue_max: int = 1024
     """Events kept for one listener; a slower one loses the oldest."""
+
+    def endpoints(self, port: int) -> list[tuple[str, int]]:
+        """Where peers reach us once `port` is bound: by the candidates, and by the addresses that we listen on."""
+        hosts = dict.fromkeys((*self.announced_addresses, *self.listen_addresses))
+        return [(host, port) for host in hosts if not ip_address(host).is_unspecified]

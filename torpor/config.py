@@ -123,6 +123,9 @@ class RelaySettings:
     relay_port_min: int = setting(49152, "Lowest UDP port of a relay", least=1024, most=65535)
     relay_port_max: int = setting(65535, "Highest UDP port of a relay", least=1024, most=65535)
     threads: int = setting(0, "Relay threads; 0: one per core", least=0, most=256)
+    media_in_memory: bool = setting(
+        True, "Hand packets between relays and our own media side over in memory; false: through the network"
+    )
     realm: str = setting("torpor", f"Named in challenges, 1 to {REALM_BYTES_MAX} bytes")
     keys: Mapping[str, Secret] = secret_table("Key id to token: who may have credentials made over HTTP")
     users: Mapping[str, Secret] = secret_table("User name to password, for clients with fixed credentials")

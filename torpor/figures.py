@@ -80,6 +80,8 @@ MEDIA_COUNTERS: Mapping[str, str] = {
     "crossed": "Packets handed from one forwarding thread to another.",
     "batches": "Receive calls that returned datagrams.",
     "wakeups": "Times a forwarding thread woke.",
+    "in_memory_in": "Datagrams received from relays of this process, in memory.",
+    "in_memory_out": "Datagrams sent to relays of this process, in memory.",
     "datagrams_out": "UDP datagrams sent.",
     "bytes_out": "UDP payload bytes sent.",
     "send_calls": "Send calls.",
@@ -120,6 +122,8 @@ TURN_COUNTERS: Mapping[str, str] = {
     "send_calls": "Send calls.",
     "trains": "Sends of several datagrams as one (UDP GSO).",
     "rounds": "Times a relay thread woke.",
+    "in_memory_received": "Datagrams received from the media side of this process, in memory.",
+    "in_memory_sent": "Datagrams sent to the media side of this process, in memory.",
 }
 
 _DIRECTIONS = (("from_client", 0), ("to_client", 2))

@@ -35,7 +35,7 @@ from torpor.figures import Figures
 from torpor.health import Health
 from torpor.http import HttpServer, listen
 from torpor.parties import load_parties
-from torpor.relay import start_turn
+from torpor.relay import media_exchange, media_threads, start_turn
 from torpor.rooms import Rooms
 from turn.service import TurnService
 
@@ -105,13 +105,14 @@ def _listening(settings: Settings) -> socket.socket:
 @asynccontextmanager
 async def _planes(settings: Settings, http_port: int) -> AsyncIterator[tuple[Sfu | None, TurnService | None]]:
     """The media side and TURN from start to close; `None` for what is disabled. Nothing is left of them afterwards."""
-    sfu = Sfu(media_settings(settings, http_port)) if settings.media.enabled else None
+    media_end, relay_end = media_exchange(settings)
+    sfu = Sfu(media_settings(settings, http_port), exchange=media_end) if settings.media.enabled else None
     turn = None
     try:
         if sfu is not None:
             await _start_media(settings, sfu)
         if settings.turn_enabled:
-            turn = await start_turn(settings, sfu)
+            turn = await start_turn(settings, sfu, relay_end)
         yield sfu, turn
     finally:
         if sfu is not None:
@@ -161,7 +162,7 @@ def media_settings(settings: Settings, http_port: int) -> SfuSettings:
         listen_addresses=settings.media_addresses,
         announced_addresses=announced_addresses(settings.media_addresses, settings.media.announced_addresses),
         port=http_port if settings.media.port is None else settings.media.port,
-        threads=settings.media.threads or len(os.sched_getaffinity(0)),
+        threads=media_threads(settings),
         sessions_max=settings.media.sessions_max,
         event_queue_max=settings.events.queue_max,
     )

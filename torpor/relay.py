@@ -22,14 +22,32 @@ from torpor.errors import StartRefused
 from turn.errors import ConfigurationError
 from turn.service import TurnService
 from turn.settings import TurnSettings
+from wire.exchange import End, Exchange
 
 logger = logging.getLogger("torpor")
 
 DEFAULT_PORT, DEFAULT_TLS_PORT = 3478, 5349
 
 
-async def start_turn(settings: Settings, sfu: Sfu | None) -> TurnService:
-    """A started TURN server.
+def media_exchange(settings: Settings) -> tuple[End | None, End | None]:
+    """The media side's end and the relays' end of what passes between them in memory; `None` when nothing does."""
+    if not (settings.media.enabled and settings.turn_enabled and settings.turn.media_in_memory):
+        return None, None
+    return Exchange(media_threads(settings), turn_threads(settings)).ends()
+
+
+def media_threads(settings: Settings) -> int:
+    """Forwarding threads."""
+    return settings.media.threads or len(os.sched_getaffinity(0))
+
+
+def turn_threads(settings: Settings) -> int:
+    """Relay threads."""
+    return settings.turn.threads or len(os.sched_getaffinity(0))
+
+
+async def start_turn(settings: Settings, sfu: Sfu | None, exchange: End | None = None) -> TurnService:
+    """A started TURN server. `exchange`: the relays' end of `media_exchange`.
 
     In development a port that is taken is no reason not to start: unless the settings name it, any other will do, since
     clients are told.
@@ -49,7 +67,7 @@ async def start_turn(settings: Settings, sfu: Sfu | None) -> TurnService:
         )
     for attempt in attempts:
         try:
-            turn = TurnService(attempt)
+            turn = TurnService(attempt, exchange=exchange)
             await turn.start()
         except ConfigurationError as error:
             raise StartRefused(f"turn: {error}") from error
@@ -101,7 +119,7 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
         external_addresses=external,
         relay_port_min=own.relay_port_min,
         relay_port_max=own.relay_port_max,
-        threads=own.threads or len(os.sched_getaffinity(0)),
+        threads=turn_threads(settings),
         realm=own.realm,
         users=_values(own.users),
         rest_secrets=tuple(secret.value for secret in own.shared_secrets),
@@ -127,12 +145,8 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
 
 def media_endpoints(sfu: Sfu | None) -> Iterator[str]:
     """Where the started media side can be reached, by clients' candidates and by its own sockets."""
-    if sfu is None:
-        return
-    for host in dict.fromkeys((*sfu.settings.announced_addresses, *sfu.settings.listen_addresses)):
-        ip = ip_address(host)
-        if not ip.is_unspecified:
-            yield f"[{ip}]:{sfu.port}" if ip.version == 6 else f"{ip}:{sfu.port}"
+    for host, port in sfu.settings.endpoints(sfu.port) if sfu is not None else ():
+        yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def ice_servers(turn: TurnService | None) -> list[Mapping[str, Any]]:

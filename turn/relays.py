@@ -10,6 +10,7 @@ from turn.allocation import FiveTuple
 from turn.channel import CHANNEL_MAX, CHANNEL_MAX_RFC5766
 from turn.settings import TurnSettings
 from turn.usage import RelayUsage
+from wire.exchange import End
 from wire.stun import IPAddress, TransportAddress
 
 
@@ -89,8 +90,14 @@ class PlaneRelays:
         self._plane.set_port(str(address.ip), address.port, False)
 
 
-def make_plane(settings: TurnSettings, families: int) -> Plane:
-    """A plane with the limits of `settings`; `families`: how many relayed addresses an allocation can have."""
+def make_plane(settings: TurnSettings, families: int, exchange: End | None) -> Plane:
+    """A plane with the limits of `settings`.
+
+    Args:
+        settings: checked ones.
+        families: how many relayed addresses an allocation can have.
+        exchange: with a plane of this process that relays may reach in memory.
+    """
     return Plane(
         # Reservations hold sockets too: at most one beside each allocation, in practice few.
         relays_max=settings.allocations_max * families + min(settings.allocations_max, 256),
@@ -102,4 +109,5 @@ def make_plane(settings: TurnSettings, families: int) -> Plane:
         bindings_per_s=settings.bindings_per_s,
         requests_per_s=settings.requests_per_s,
         stream_queue_bytes=settings.stream_queue_bytes,
+        exchange=exchange,
     )

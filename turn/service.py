@@ -37,6 +37,7 @@ from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
 from turn.tls import server_context
 from turn.usage import Party, RelayUsage, UsageLedger
+from wire.exchange import End
 from wire.stun import IPAddress, TransportAddress
 
 __all__ = ["IceServer", "TurnService", "TurnSettings", "TurnStats"]
@@ -94,6 +95,7 @@ class TurnService:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         find_password: Callable[[str], Awaitable[str | None]] | None = None,
+        exchange: End | None = None,
     ) -> None:
         """Check and compile the settings; touches no socket.
 
@@ -103,6 +105,8 @@ class TurnService:
             wall_clock: unix time, for credentials that expire.
             find_password: asked for users that nothing else knows: the password, or None. It has two seconds, then the
                 client is told to try again (500); what it brings is kept for 30 s (E6).
+            exchange: with the plane of a service of this process, for `settings.threads`: relays that may reach one of
+                the addresses that it bound reach it in memory.
 
         Raises:
             ConfigurationError: naming the setting.
@@ -117,6 +121,7 @@ class TurnService:
         self._users = StaticUsers(settings.users, settings.realm)
         self._remote = RemoteCredentials(settings.realm)
         self._find_password = find_password
+        self._exchange = exchange
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
@@ -147,7 +152,7 @@ class TurnService:
         if settings.tls_certificate is not None and settings.tls_key is not None:
             self._tls = server_context(str(settings.tls_certificate), str(settings.tls_key))
         policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
-        plane = make_plane(settings, len({ip.version for ip in relay_hosts}))
+        plane = make_plane(settings, len({ip.version for ip in relay_hosts}), self._exchange)
         adapter = PlaneRelays(plane)
         self._server = TurnServer(settings, self._authenticator(), policy, adapter, relays)
         endpoint = TurnEndpoint(

@@ -14,6 +14,10 @@ crosses:
   the bytes from the publisher's cache, checks that they were not overwritten meanwhile, and batches for itself;
 * key frame requests and "the live layers changed" cross in the same ring, the other way or along.
 
+With an exchange (`wire._batch`), peers behind relays of this process come in memory: each thread has an *inbox* and
+drains it like a socket. Such a peer's path is on a socket index of its own, by our thread, our address and the other
+plane's thread, so that answers find back; `select_tuple` gives the transport a `Socket` that leads to an inbox there.
+
 Rings have one producer and one consumer each. A thread is woken by an eventfd, and only if it sleeps.
 
 **One batch.** `recvmmsg` (with UDP_GRO) → demultiplex → unprotect in place → number, note losses, cache → *jobs*,
@@ -75,6 +79,7 @@ Where to look
 | sequence numbers, cache, losses, resends | `sequence.pxd`, `cache.pxd`, `loss.pxd`, `ledger.pxd` |
 | what tests drive without sockets | `core.pyx` |
 | what Python is told | `upcalls.pxd`, `deliver.pxd` |
+| socket indices, in memory and not | `sockets.pxd` |
 | sockets, libsrtp | `endpoint.py`, `srtp.py`; batched system calls: `wire/_batch/udp.pxd` |
 
 The `.pxd` files hold inline functions, so that the C compiler sees the whole packet path as one unit.

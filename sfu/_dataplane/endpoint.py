@@ -49,6 +49,12 @@ def open_poller(descriptors: Sequence[int]) -> int:
         return os.dup(poller.fileno())
 
 
+def watch(poller: int, descriptor: int) -> None:
+    """Let an epoll descriptor of `open_poller` report `descriptor` too."""
+    with select.epoll.fromfd(os.dup(poller)) as opened:
+        opened.register(descriptor, select.EPOLLIN)
+
+
 def _free_port(address: str) -> int:
     # Asked without SO_REUSEPORT: with it, the system may offer a port that another plane of this user shares already.
     with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:

@@ -34,6 +34,9 @@ cdef inline dict plane_figures(PlaneState *state):
         counters["gso_datagrams"] = sender["train_datagrams"]
         counters["drop_send_blocked"] = sender["dropped_blocked"]
         counters["drop_send_error"] = sender["dropped_error"]
+        counters["in_memory_out"] = sender["in_memory"]
+        counters["drop_inbox_full"] = sender["dropped_inbox_full"]
+        counters["drop_inbox_closed"] = sender["dropped_inbox_closed"]
         for name, count in counters.items():
             out[name] = out.get(name, 0) + count
         for k in range(state.address_count):

@@ -19,6 +19,8 @@ from sfu._dataplane.sequence cimport OutMap, Unwrapper
 from sfu._dataplane.tables cimport Bucket, IdTable, TupleTable
 from sfu._dataplane.twcc cimport TwccLog
 from sfu._dataplane.vp8 cimport Vp8Map, Vp8Numbers
+from wire._batch.exchange cimport Side
+from wire._batch.inbox cimport Inbox
 from wire._batch.udp cimport Address, Receiver, Sender, Socket
 
 cdef extern from "pthread.h" nogil:
@@ -370,6 +372,7 @@ cdef struct UpcallRing:
 cdef struct Counters:
     uint64_t datagrams_in
     uint64_t bytes_in
+    uint64_t in_memory_in       # datagrams from another plane of this process; not in the two above
     uint64_t rtp_in
     uint64_t rtcp_in
     uint64_t stun_in
@@ -411,11 +414,15 @@ cdef struct Thread:
     Bucket *buckets
     Counters counters
     int upcalls_made            # since Python was signalled last
+    Inbox *inbox                # from another plane of this process, or NULL
 
 cdef struct PlaneState:
     int thread_count
     int address_count
     Thread *threads
+    Side *near                  # of the exchange with another plane, or NULL
+    Side *far
+    Socket *near_sockets        # [(thread * near.address_count + address) * far.threads + far thread]
     CrossRing **rings           # [from * thread_count + to], NULL on the diagonal
     ParcelRing **parcels        # same
     TupleTable tuples           # (socket index, remote) to Transport *

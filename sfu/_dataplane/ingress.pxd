@@ -19,6 +19,7 @@ from sfu._dataplane.machine cimport load_u32, read16, read32, store_u32
 from sfu._dataplane.ops cimport count_drop, schedule, wake
 from sfu._dataplane.packet cimport RTP_SIZE_MAX, X_TRANSPORT_CC, Element, RtpView, find_element, parse_rtp
 from sfu._dataplane.reception cimport receive_media, receive_rtx
+from sfu._dataplane.sockets cimport is_near
 from sfu._dataplane.tables cimport IdEntry, TupleEntry, bucket_take, table_find, tuple_find
 from sfu._dataplane.twcc cimport TwccLog, twcc_init, twcc_record
 from sfu._dataplane.upcalls cimport UPCALL_DATA_MAX, UP_DTLS, UP_STUN, upcall_datagram
@@ -159,7 +160,7 @@ cdef inline void receive_stun(Thread *t, int socket_index, const Address *source
     elif from_ != NULL:
         t.counters.stun_in += 1
         upcall_datagram(t, &t.owned, UP_STUN, from_.id, socket_index, source, data, size, t.now)
-    elif not bucket_take(t.buckets, t.plane.seed, source, t.plane.stun_rate, t.now):
+    elif not bucket_take(t.buckets, t.plane.seed, source, is_near(t.plane, socket_index), t.plane.stun_rate, t.now):
         count_drop(t, DROP_STUN_BUDGET)
     else:
         t.counters.stun_in += 1

@@ -8,6 +8,8 @@ from one Python thread at a time (the event loop's). Ids are positive integers, 
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, TypedDict
 
+from wire._batch.exchange import End
+
 # Socket the datagram came in on (an index that stays valid while the plane lives), remote host, remote port.
 Path: TypeAlias = tuple[int, str, int]
 
@@ -73,13 +75,17 @@ class Plane:
         upcall_slots: int = 8192,
         stun_per_address_per_s: int = 50,
         stall_after: float = 2.0,
+        exchange: End | None = None,
     ) -> None:
         """Bind every address on `port` (0: the system picks one, the same for all) once per thread.
 
         Args:
             addresses: IPv4 or IPv6 addresses without brackets.
             threads: forwarding threads, each with its own socket per address (SO_REUSEPORT).
-            stun_per_address_per_s: budget, per remote address, of STUN from tuples that no transport owns.
+            stun_per_address_per_s: budget, per remote address, of STUN from tuples that no transport owns; for what
+                came in memory, per address and port.
+            exchange: with another plane of this process, for as many threads; its datagrams come and go in memory, on
+                socket indices of their own. `bind` it before `start`.
 
         Raises:
             OSError: an address cannot be bound.

@@ -9,7 +9,7 @@ import secrets
 import threading
 
 from sfu._dataplane import srtp
-from sfu._dataplane.endpoint import bind_sockets, open_poller
+from sfu._dataplane.endpoint import bind_sockets, open_poller, watch
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -38,8 +38,11 @@ from sfu._dataplane.machine cimport clock_us, exchange_int, fence, store_int
 from sfu._dataplane.ops cimport list_add, signal_fd, unschedule, wake
 from sfu._dataplane.sequence cimport map_init
 from sfu._dataplane.setup cimport free_state, make_threads
+from sfu._dataplane.sockets cimport socket_count, socket_of, thread_of
 from sfu._dataplane.worker cimport lock_graph, run_thread, unlock_graph
-from wire._batch.udp cimport Address, enable_gro, parse_address, same_address
+from wire._batch.exchange cimport End
+from wire._batch.inbox cimport INBOX_FULL, POSTED, SLOT_BYTES, Posting, inbox_post, inbox_wake
+from wire._batch.udp cimport Address, Socket, enable_gro, parse_address, same_address
 
 STUN = upcalls.UP_STUN
 DTLS = upcalls.UP_DTLS
@@ -88,6 +91,9 @@ cdef class Plane:
     cdef dict forwarders
     cdef dict used_ssrcs        # transport id to SSRCs it ever sent (SRTP-4)
     cdef bint closed
+    cdef End exchange           # with another plane, or None; outlives the threads
+    cdef bint joined            # and it has our inboxes open
+    cdef uint64_t answered_near # datagrams that Python sent to it
 
     def __init__(
         self,
@@ -103,6 +109,7 @@ cdef class Plane:
         upcall_slots=8192,
         stun_per_address_per_s=50,
         stall_after=2.0,
+        End exchange=None,
     ):
         self.closed = True
         self.sockets = []
@@ -115,6 +122,8 @@ cdef class Plane:
             raise ValueError(f"{threads} threads, {len(addresses)} addresses")
         if not 1 <= max_tuples_per_transport <= TUPLES_MAX:
             raise ValueError(f"max_tuples_per_transport {max_tuples_per_transport}")
+        if exchange is not None and exchange.threads != threads:
+            raise ValueError(f"an exchange for {exchange.threads} threads")
         self.max_transports = max_transports
         self.max_tuples = max_tuples_per_transport
         self.state = <PlaneState *>calloc(1, sizeof(PlaneState))
@@ -140,6 +149,7 @@ cdef class Plane:
             pthread_mutex_init(&self.state.turnstile, NULL)
             make_threads(self.state, threads, len(addresses), max_transports, upcall_slots)
             self._open_descriptors(gso)
+            self.exchange = exchange
         except BaseException:
             self.close()
             raise
@@ -159,6 +169,33 @@ cdef class Plane:
             t.epoll_fd = open_poller([t.wake_fd, *(t.sockets[k].fd for k in range(addresses))])
         return 0
 
+    cdef int _join_exchange(self) except -1:
+        """Make the sockets in memory, and let every thread watch its inbox."""
+        cdef PlaneState *state = self.state
+        cdef Socket *sock
+        cdef int thread, address, far
+        self.exchange.attach()
+        self.joined = True
+        state.near_sockets = <Socket *>calloc(
+            max(1, state.thread_count * self.exchange.own.address_count * self.exchange.far.threads), sizeof(Socket)
+        )
+        if state.near_sockets == NULL:
+            raise MemoryError
+        state.near = self.exchange.own
+        state.far = self.exchange.far
+        sock = state.near_sockets
+        for thread in range(state.thread_count):
+            for address in range(state.near.address_count):
+                for far in range(state.far.threads):
+                    sock.fd = -1
+                    sock.inbox = &state.far.inboxes[far]
+                    sock.local = state.near.addresses[address]
+                    sock.thread = thread
+                    sock += 1
+            state.threads[thread].inbox = &state.near.inboxes[thread]
+            watch(state.threads[thread].epoll_fd, state.threads[thread].inbox.wake_fd)
+        return 0
+
     @property
     def port(self):
         return self.bound_port
@@ -166,6 +203,8 @@ cdef class Plane:
     def start(self):
         if self.workers or self.closed:
             raise RuntimeError("a plane starts once")
+        if self.exchange is not None:
+            self._join_exchange()
         for i in range(self.state.thread_count):
             worker = threading.Thread(target=self._run, args=(i,), name=f"forwarding-{i}", daemon=True)
             self.workers.append(worker)
@@ -187,6 +226,8 @@ cdef class Plane:
                 signal_fd(self.state.threads[i].wake_fd)
         for worker in self.workers:
             worker.join()
+        if self.joined:
+            self.exchange.detach()
         for transport in list(self.transports):
             self.remove_transport(transport)
         for sock in self.sockets:
@@ -243,7 +284,7 @@ cdef class Plane:
     cdef int _parse_path(self, path, Address *out) except -1:
         """The socket index of a path; fills the remote address."""
         index, host, port = path
-        if not 0 <= index < len(self.sockets):
+        if not 0 <= index < socket_count(self.state):
             raise ValueError(f"socket {index}")
         parse_address(out, host, port)
         return index
@@ -273,14 +314,31 @@ cdef class Plane:
         return out
 
     def send_datagram(self, bytes data, path):
+        cdef Address remote
+        cdef int at
         index, host, port = path
-        if not 0 <= index < len(self.sockets):
+        if index >= len(self.sockets):
+            at = self._parse_path(path, &remote)
+            return self._send_near(at, &remote, data)
+        if index < 0:
             raise ValueError(f"socket {index}")
         try:
             self.sockets[index].sendto(data, (host, port))
         except OSError:
             return False    # full buffer, or no route: the peer retransmits
         return True
+
+    cdef bint _send_near(self, int index, const Address *remote, bytes data) noexcept:
+        cdef Socket *sock = socket_of(self.state, thread_of(self.state, index), index)
+        cdef Posting posting = INBOX_FULL
+        if len(data) <= SLOT_BYTES:
+            posting = inbox_post(
+                sock.inbox, sock.thread, &sock.local, remote, <const uint8_t *>PyBytes_AS_STRING(data), <uint32_t>len(data)
+            )
+        if posting == POSTED:
+            self.answered_near += 1
+            inbox_wake(sock.inbox)
+        return posting == POSTED
 
     # -- transports ----------------------------------------------------------------------------------------------------
 
@@ -376,8 +434,8 @@ cdef class Plane:
         t.selected = remote
         t.selected_socket = index
         if first:
-            relocate(self.state, t, index // self.state.address_count)
-        t.socket = &self.state.threads[t.owner].sockets[index % self.state.address_count]
+            relocate(self.state, t, thread_of(self.state, index))
+        t.socket = socket_of(self.state, t.owner, index)
         if first:
             self._restart(t)
         self._unlock()
@@ -667,6 +725,7 @@ cdef class Plane:
             out = plane_figures(self.state)
         finally:
             self._unlock()
+        out["in_memory_out"] += self.answered_near
         out["transports"] = len(self.transports)
         out["tracks"] = len(self.tracks)
         out["forwarders"] = len(self.forwarders)

@@ -87,6 +87,7 @@ cdef inline void free_state(PlaneState *state) noexcept:
     free(state.rings)
     free(state.parcels)
     free(state.threads)
+    free(state.near_sockets)
     free(state.tuples.entries)
     table_free(&state.streams)
     pthread_mutex_destroy(&state.turnstile)

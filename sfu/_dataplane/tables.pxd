@@ -214,9 +214,12 @@ cdef struct Bucket:
     int64_t tokens_us       # budget left, in us of the refill time; 1 token costs 1 s / rate
 
 
-cdef inline bint bucket_take(Bucket *buckets, uint64_t seed, const Address *from_, int64_t rate, int64_t now) noexcept nogil:
-    """Whether one more datagram of this address (any port) is within `rate` per second. A full set forgets its oldest."""
-    cdef uint64_t key = hash_address(seed, from_, False) | 1
+cdef inline bint bucket_take(Bucket *buckets, uint64_t seed, const Address *from_, bint with_port, int64_t rate, int64_t now) noexcept nogil:
+    """Whether one more datagram of this address is within `rate` per second. A full set forgets its oldest.
+
+    `with_port`: of this port of it. Relays of ours share an address, and whoever has one has proven who he is.
+    """
+    cdef uint64_t key = hash_address(seed, from_, with_port) | 1
     cdef Bucket *set_ = buckets + BUCKET_WAYS * (<uint32_t>(key >> 32) & (BUCKET_SETS - 1))
     cdef Bucket *b = set_
     cdef int i

@@ -16,9 +16,12 @@ from sfu._dataplane.machine cimport clock_us, fence, load_int, load_u32, store_i
 from sfu._dataplane.ops cimport count_drop, unschedule
 from sfu._dataplane.packet cimport parse_rtp
 from sfu._dataplane.reception cimport choose_again
+from sfu._dataplane.sockets cimport near_index
 from sfu._dataplane.tables cimport table_get
 from sfu._dataplane.timers cimport transport_tick
 from sfu._dataplane.upcalls cimport upcall_signal
+from wire._batch.exchange cimport find_address
+from wire._batch.inbox cimport Slot, inbox_doze, inbox_heard, inbox_peek, inbox_release, inbox_rise
 from wire._batch.udp cimport BATCH, Datagram, receive_batch, received
 
 cdef extern from "sys/epoll.h" nogil:
@@ -149,6 +152,32 @@ cdef inline int drain_parcels(Thread *t, ParcelRing *ring) noexcept nogil:
     return taken
 
 
+cdef inline int drain_inbox(Thread *t) noexcept nogil:
+    """One batch from another plane of this process: as `drain_sockets`, without a system call."""
+    cdef Slot *slot
+    cdef int n = 0, address
+    if t.inbox == NULL or inbox_peek(t.inbox, 0) == NULL:
+        return 0
+    t.now = clock_us()
+    while n < BATCH:
+        slot = inbox_peek(t.inbox, <uint64_t>n)
+        if slot == NULL:
+            break
+        n += 1
+        t.counters.in_memory_in += 1
+        address = find_address(t.plane.near, &slot.to)
+        if address < 0 or slot.thread >= t.plane.far.threads:
+            count_drop(t, DROP_MALFORMED)
+            continue
+        receive_datagram(t, near_index(t.plane, t.index, address, slot.thread), &slot.source, slot.data, slot.size)
+        if load_int(&t.plane.writers):
+            let_writer_in(t)
+    # Jobs point into the slots: forward before they are given back.
+    run_jobs(t)
+    inbox_release(t.inbox, <uint64_t>n)
+    return n
+
+
 cdef inline int drain_crossings(Thread *t) noexcept nogil:
     cdef int i, n = t.plane.thread_count, taken = 0
     for i in range(n):
@@ -205,6 +234,7 @@ cdef inline void run_thread(Thread *t) noexcept nogil:
     while not load_int(&t.plane.stopping):
         t.now = clock_us()
         work = drain_crossings(t)
+        work += drain_inbox(t)
         work += drain_sockets(t)
         t.now = clock_us()
         run_timers(t)
@@ -217,14 +247,18 @@ cdef inline void run_thread(Thread *t) noexcept nogil:
         timeout = sleep_ms(t)
         store_int(&t.sleeping, 1)
         fence()
-        if crossings_wait(t) or load_int(&t.plane.stopping):
+        if crossings_wait(t) or load_int(&t.plane.stopping) or (t.inbox != NULL and not inbox_doze(t.inbox)):
             timeout = 0
         pthread_mutex_unlock(&t.lock)
         ready = epoll_wait(t.epoll_fd, events, 8, timeout)
         store_int(&t.sleeping, 0)
+        if t.inbox != NULL:
+            inbox_rise(t.inbox)
         for i in range(ready):
             if events[i].data.u32 == <uint32_t>t.wake_fd:
                 c_read(t.wake_fd, &ignored, sizeof(ignored))
+            elif t.inbox != NULL and events[i].data.u32 == <uint32_t>t.inbox.wake_fd:
+                inbox_heard(t.inbox)
         t.counters.wakeups += 1
         pthread_mutex_lock(&t.lock)
     pthread_mutex_unlock(&t.lock)

@@ -41,16 +41,26 @@ window.RTCPeerConnection = class extends RTCPeerConnection {
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def setting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Server, Browser]]:
-    """A server with TURN over UDP, TCP and TLS, and a browser that trusts its certificate."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["in-memory", "network"])
+async def setting(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Server, Browser]]:
+    """A server with TURN over UDP, TCP and TLS, and a browser that trusts its certificate.
+
+    Once with packets between relay and media side staying in the process, as by default, and once without.
+    """
     certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    flags = ("--turn-tls-certificate", str(certificate), "--turn-tls-key", str(key), "--turn-public-host", "localhost")
+    flags = ["--turn-tls-certificate", str(certificate), "--turn-tls-key", str(key), "--turn-public-host", "localhost"]
+    if request.param == "network":
+        flags += ["--turn-media-in-memory", "false"]
     async with (
         running_server(*flags) as server,
         chromium(f"--ignore-certificate-errors-spki-list={public_key_hash(certificate)}") as browser,
     ):
         yield server, browser
+        passed = [await total(server, f"torpor_turn_in_memory_{way}_total") for way in ("sent", "received")]
+        assert [count > 500 for count in passed] == [request.param == "in-memory"] * 2
+        assert request.param == "in-memory" or passed == [0, 0]
 
 
 @asynccontextmanager
@@ -81,11 +91,16 @@ async def path_in_use(page: Page) -> dict[str, Any]:
     return await until("a selected candidate", selected)
 
 
-async def relayed_bytes(server: Server) -> float:
-    """Payload that passed relays so far, both ways."""
+async def total(server: Server, name: str) -> float:
+    """A metric, all labels together."""
     async with httpx.AsyncClient() as client:
         lines = (await client.get(f"{server.url}/metrics")).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("torpor_turn_relayed_bytes_total{"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+async def relayed_bytes(server: Server) -> float:
+    """Payload that passed relays so far, both ways."""
+    return await total(server, "torpor_turn_relayed_bytes_total")
 
 
 async def allocations(server: Server) -> float:

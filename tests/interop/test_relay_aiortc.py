@@ -36,11 +36,27 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(certificate: tuple[Path, Path]) -> AsyncIterator[Server]:
-    flags = ("--turn-tls-certificate", str(certificate[0]), "--turn-tls-key", str(certificate[1]))
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["in-memory", "network"])
+async def server(certificate: tuple[Path, Path], request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    """Packets between relay and media side stay in memory, as by default, or pass the network."""
+    flags = ["--turn-tls-certificate", str(certificate[0]), "--turn-tls-key", str(certificate[1])]
+    if request.param == "network":
+        flags += ["--turn-media-in-memory", "false"]
     async with running_server(*flags) as server:
         yield server
+        in_memory = [
+            await figure(server, f"torpor_{plane}_in_memory_{way}_total")
+            for plane, ways in (("media", ("in", "out")), ("turn", ("sent", "received")))
+            for way in ways
+        ]
+        if request.param == "network":
+            assert in_memory == [0, 0, 0, 0]
+        else:
+            # Both planes saw the same datagrams, and neither sent its share through a socket to the other.
+            assert in_memory[0] == in_memory[2] > 100
+            assert in_memory[1] == in_memory[3] > 100
+            assert await figure(server, "torpor_media_datagrams_in_total") == 0
+            assert await figure(server, "torpor_media_datagrams_out_total") == 0
 
 
 async def call_key(server: Server, method: str, path: str, body: Any = None) -> httpx.Response:
@@ -59,6 +75,13 @@ async def relay(server: Server, transport: str, identifier: str) -> RTCIceServer
     scheme, parameter = TRANSPORTS[transport]
     (url,) = [url for url in turn["urls"] if url.startswith(scheme) and url.endswith(parameter)]
     return RTCIceServer(urls=[url], username=turn["username"], credential=turn["credential"])
+
+
+async def figure(server: Server, name: str) -> float:
+    """A metric without labels."""
+    async with httpx.AsyncClient() as client:
+        lines = (await client.get(f"{server.url}/metrics")).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 async def allocations(server: Server) -> dict[str, dict[str, Any]]:

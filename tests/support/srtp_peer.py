@@ -162,10 +162,8 @@ class SrtpPeer:
     ) -> None:
         self.plane = plane
         self.profile = profile
-        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.socket.bind((host, 0))
         self.target = (host, plane.port)
+        self.open()
         self.send_key = secrets.token_bytes(KEY_SIZE[profile])
         self.receive_key = secrets.token_bytes(KEY_SIZE[profile])
         self.outgoing = session(profile, self.send_key, inbound=False)
@@ -189,6 +187,12 @@ class SrtpPeer:
     ) -> None:
         self.close()
 
+    def open(self) -> None:
+        host = self.target[0]
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.socket.bind((host, 0))
+
     def close(self) -> None:
         self.socket.close()
 
@@ -198,7 +202,7 @@ class SrtpPeer:
     def learn_path(self) -> dataplane.Path:
         """Send a check and see on which of the plane's sockets it came in."""
         request = binding_request()
-        self.socket.sendto(request, self.target)
+        self.send_raw(request)
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             select.select([self.plane.fileno()], [], [], 0.2)
@@ -225,9 +229,7 @@ class SrtpPeer:
 
     def pump(self, timeout: float = 0.0) -> None:
         """Take what waits, after waiting for the first datagram at most `timeout` seconds."""
-        while select.select([self.socket], [], [], timeout)[0]:
-            timeout = 0.0
-            data = self.socket.recv(65536)
+        for data in self.datagrams(timeout):
             self.raw.append(data)
             try:
                 if 192 <= data[1] <= 223:
@@ -237,6 +239,11 @@ class SrtpPeer:
             except Error as error:
                 if "replay" not in str(error):  # a resend without RTX is one, by design
                     raise
+
+    def datagrams(self, timeout: float) -> Iterator[bytes]:
+        while select.select([self.socket], [], [], timeout)[0]:
+            timeout = 0.0
+            yield self.socket.recv(65536)
 
     def wait(self, condition: Callable[[], Any], timeout: float = 5.0) -> None:
         """Pump until `condition`, or fail."""

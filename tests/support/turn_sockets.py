@@ -22,6 +22,7 @@ from turn.credentials import derive_keys
 from turn.framing import StreamFramer
 from turn.service import TurnService, TurnSettings
 from wire import stun
+from wire.exchange import End
 from wire.stun import Attr, Message, MessageClass, Method, TransportAddress
 
 USER, PASSWORD = "alice", "wonderland"
@@ -54,7 +55,9 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path | None = None, **changes: Any) -> AsyncIterator[TurnService]:
+async def serving(
+    tmp_path: Path | None = None, *, exchange: End | None = None, **changes: Any
+) -> AsyncIterator[TurnService]:
     """A started service; with `tmp_path` also over TLS. Everything must be gone afterwards."""
     settings: dict[str, Any] = {
         "port": 0,
@@ -69,7 +72,7 @@ async def serving(tmp_path: Path | None = None, **changes: Any) -> AsyncIterator
     }
     if tmp_path is not None:
         settings["tls_certificate"], settings["tls_key"] = make_certificate(tmp_path)
-    service = TurnService(TurnSettings(**(settings | changes)))
+    service = TurnService(TurnSettings(**(settings | changes)), exchange=exchange)
     await service.start()
     try:
         yield service

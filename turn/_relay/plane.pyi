@@ -4,6 +4,7 @@ is readable."""
 from collections.abc import Sequence
 
 from turn._relay.table import RelayTable
+from wire._batch.exchange import End
 
 class Plane(RelayTable):
     def __init__(
@@ -18,8 +19,15 @@ class Plane(RelayTable):
         bindings_per_s: float = 0,
         requests_per_s: float = 0,
         stream_queue_bytes: int = 262144,
+        exchange: End | None = None,
     ) -> None:
-        """`relays_max`: relay sockets at once; with them the descriptors are bounded."""
+        """The sockets come with `start`.
+
+        Args:
+            relays_max: relay sockets at once; with them the descriptors are bounded.
+            exchange: with another plane of this process, for as many threads as `workers`: what relays send to an
+                address that it bound, and what it sends to relays, passes in memory.
+        """
 
     def start(self, listeners: Sequence[Sequence[int]]) -> None:
         """Start the threads. `listeners[worker][address]` are bound UDP sockets, the caller's to close after `close`.

@@ -4,6 +4,10 @@ One round of a thread: `epoll_wait` → take the shard's lock → for each ready
 write it into the send arena → `sendmmsg` with trains → release the lock. Commands run between two rounds. What is not
 data goes up to Python through a bounded queue and an eventfd; what goes to a TCP or TLS client waits in that client's
 bounded buffer until Python fetches it.
+
+Peers in this process: with an exchange, what goes to an address that the other side bound is put into an inbox there,
+and what comes from there is decided as if it had arrived at the relay's socket. Nothing else differs: permissions,
+limits, accounts and drops are those of every peer.
 """
 
 import os
@@ -16,9 +20,13 @@ from libc.string cimport memcpy, memset
 
 from turn._relay.packet cimport be16
 from turn._relay.table cimport (
-    CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
+    CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, IGNORED, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
     Client, Outcome, Relay, RelayTable, Shard, Worker, atomic_load, client_link, decide_client, decide_peer,
-    pthread_mutex_lock, pthread_mutex_unlock,
+    relay_at, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from wire._batch.exchange cimport End, Side, find_address
+from wire._batch.inbox cimport (
+    SLOT_BYTES, Inbox, Slot, inbox_doze, inbox_heard, inbox_peek, inbox_release, inbox_rise,
 )
 from wire._batch.udp cimport (
     AF_INET, AF_INET6, BATCH, MSG_DONTWAIT, Address, Datagram, Receiver, Sender, Socket, enable_gro, format_address,
@@ -79,6 +87,7 @@ cdef enum:
     UPCALLS = 128               # control messages waiting for Python, per thread
     UPCALL_SIZE = 2048          # no control message comes near
     RECEIVES_PER_EVENT = 4      # fairness between sockets of one round
+    INBOX_BATCH = 256           # as many as a socket may have of one
     ARENA_BYTES = 512 * 1024
     LISTENER_BUFFER_BYTES = 4 * 1024 * 1024
     RECEIVE_MESSAGES = 64       # handed to Python per call
@@ -86,6 +95,7 @@ cdef enum:
 
 cdef uint64_t LISTENER_MARK = <uint64_t>1 << 63
 cdef uint64_t WAKE_MARK = <uint64_t>1 << 62
+cdef uint64_t INBOX_MARK = WAKE_MARK | 1
 
 cdef struct Upcall:
     Address source
@@ -112,8 +122,11 @@ cdef struct Engine:
     uint32_t upcall_head
     uint32_t upcall_count
     bint told                   # Python has something to fetch
+    Inbox *inbox                # from another plane of this process, or NULL
+    Side *far                   # that plane
     uint64_t rounds
     uint64_t received
+    uint64_t in_memory          # datagrams from the inbox
 
 
 cdef inline double monotonic() noexcept nogil:
@@ -205,7 +218,9 @@ cdef void carry_out(Engine *e, uint32_t listener, const Address *source, const O
     cdef Client *client
     cdef uint8_t tail[4]
     if o.kind == TO_PEER:
-        if o.payload_size == 0 or o.dont_fragment:
+        if e.far != NULL and find_address(e.far, &o.peer) >= 0:
+            send_near(e, o)
+        elif o.payload_size == 0 or o.dont_fragment:
             send_alone(e, &o.relay.socket, &o.peer, o.payload, o.payload_size, o.dont_fragment)
         else:
             send_batched(e, &o.relay.socket, &o.peer, o.payload, o.payload_size)
@@ -232,6 +247,39 @@ cdef void send_to_client(Engine *e, Client *client, const Outcome *o) noexcept n
         memcpy(room + o.head_size, o.payload, o.payload_size)
     memset(room + o.head_size + o.payload_size, 0, o.padding)
     sender_commit(&e.sender, &e.listeners[client.listener], &client.address, size, False, 0, NULL)
+
+
+cdef void send_near(Engine *e, const Outcome *o) noexcept nogil:
+    """To a peer in this process. It takes no more than a slot holds, and nothing empty; DF means nothing in memory."""
+    if o.payload_size > SLOT_BYTES:
+        e.worker.shard.counters[<int>TOO_BIG] += 1
+    elif o.payload_size == 0:
+        e.worker.shard.counters[<int>IGNORED] += 1
+    else:
+        send_batched(e, &o.relay.near, &o.peer, o.payload, o.payload_size)
+
+
+cdef void drain_inbox(Engine *e, double now) noexcept nogil:
+    """What peers in this process sent to relays of this thread, at most a batch."""
+    cdef Shard *s = &e.worker.shard
+    cdef Relay *relay
+    cdef Slot *slot
+    cdef Outcome o
+    cdef int i
+    o.dont_fragment = False
+    for i in range(INBOX_BATCH):
+        slot = inbox_peek(e.inbox, 0)
+        if slot == NULL:
+            break
+        e.in_memory += 1
+        relay = relay_at(s, &slot.to)
+        if relay == NULL:
+            s.counters[<int>NO_ALLOCATION] += 1
+        else:
+            decide_peer(s, relay, &slot.source, slot.data, slot.size, now, &o)
+            if o.kind != DROP:
+                carry_out(e, 0, &slot.source, &o)
+        inbox_release(e.inbox, 1)
 
 
 cdef void drain_socket(Engine *e, int fd, int listener, Relay *relay, double now) noexcept nogil:
@@ -272,7 +320,7 @@ cdef void *run(void *argument) noexcept nogil:
     cdef timespec pause
     cdef uint64_t mark, counter
     cdef uint64_t slot
-    cdef int i, n
+    cdef int i, n, timeout
     cdef bint notify
     cdef double now
     sigfillset(&signals)
@@ -280,7 +328,10 @@ cdef void *run(void *argument) noexcept nogil:
     pause.tv_sec = 0
     pause.tv_nsec = 20000
     while not atomic_load(&e.stop):
-        n = epoll_wait(e.epoll, events, EVENTS, -1)
+        timeout = 0 if e.inbox != NULL and not inbox_doze(e.inbox) else -1
+        n = epoll_wait(e.epoll, events, EVENTS, timeout)
+        if e.inbox != NULL:
+            inbox_rise(e.inbox)
         pthread_mutex_lock(&e.worker.lock)
         now = monotonic()
         e.rounds += 1
@@ -288,6 +339,8 @@ cdef void *run(void *argument) noexcept nogil:
             mark = events[i].data.u64
             if mark == WAKE_MARK:
                 read(e.wake, &counter, 8)
+            elif mark == INBOX_MARK:
+                inbox_heard(e.inbox)
             elif mark & LISTENER_MARK:
                 drain_socket(e, e.listeners[mark & 0xFFFF].fd, mark & 0xFFFF, NULL, now)
             else:
@@ -295,6 +348,8 @@ cdef void *run(void *argument) noexcept nogil:
                 slot = mark & 0xFFFFFF
                 if e.generations[slot] == mark >> 24 and e.relays[slot] != NULL:
                     drain_socket(e, e.relays[slot].socket.fd, 0, e.relays[slot], now)
+        if e.inbox != NULL:
+            drain_inbox(e, now)
         sender_flush(&e.sender)
         notify = not e.told
         e.told = True
@@ -312,10 +367,17 @@ cdef class Plane(RelayTable):
     cdef int notify
     cdef uint32_t stream_queue_max
     cdef bint running
+    cdef End exchange           # with another plane, or None; outlives the threads
+    cdef bint joined            # and it has our inboxes open
 
-    def __cinit__(self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, **_):
+    def __cinit__(
+        self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, End exchange=None, **_
+    ):
         cdef int i
         self.notify = -1
+        if exchange is not None and exchange.threads != workers:
+            raise ValueError(f"an exchange for {exchange.threads} threads")
+        self.exchange = exchange
         self.stream_queue_max = stream_queue_bytes
         self.engines = <Engine *>calloc(workers, sizeof(Engine))
         if self.engines == NULL:
@@ -344,6 +406,9 @@ cdef class Plane(RelayTable):
         if len(listeners) != self.worker_count:
             raise ValueError("a list of listeners per worker")
         self.running = True
+        if self.exchange is not None:
+            self.exchange.attach()
+            self.joined = True
         for i in range(self.worker_count):
             e = &self.engines[i]
             e.worker = &self.workers[i]
@@ -364,6 +429,10 @@ cdef class Plane(RelayTable):
             if e.epoll < 0 or e.wake < 0:
                 raise OSError(errno, os.strerror(errno))
             self.watch(e, e.wake, WAKE_MARK)
+            if self.exchange is not None:
+                e.inbox = &self.exchange.own.inboxes[i]
+                e.far = self.exchange.far
+                self.watch(e, e.inbox.wake_fd, INBOX_MARK)
             for k in range(e.listener_count):
                 fd = listeners[i][k]
                 grow_buffers(fd)
@@ -393,6 +462,7 @@ cdef class Plane(RelayTable):
                 with nogil:
                     pthread_join(e.thread, NULL)
                 e.started = False
+            e.inbox = NULL
             if e.epoll >= 0:
                 close(e.epoll)
             if e.wake >= 0:
@@ -408,6 +478,9 @@ cdef class Plane(RelayTable):
             e.listeners = NULL
             e.upcalls = NULL
             e.upcall_count = 0
+        if self.joined:
+            self.exchange.detach()
+            self.joined = False
         if self.notify >= 0:
             close(self.notify)
             self.notify = -1
@@ -446,8 +519,14 @@ cdef class Plane(RelayTable):
         return relay.handle
 
     def start_relay(self, uint64_t handle, int worker, uint32_t listener, str host, int port, uint64_t user):
-        RelayTable.start_relay(self, handle, worker, listener, host, port, user)
         cdef Relay *relay = self.find(handle)
+        if self.exchange is not None:
+            relay.near.fd = -1
+            relay.near.local = relay.local
+            relay.near.thread = worker
+            # Always to the same thread, so that packets keep their order and the peer's owner is where they come.
+            relay.near.inbox = &self.exchange.far.inboxes[(handle & 0xFFFFFF) % <uint64_t>self.exchange.far.threads]
+        RelayTable.start_relay(self, handle, worker, listener, host, port, user)
         self.watch(&self.engines[worker], relay.socket.fd, relay.handle)
 
     def close_relay(self, uint64_t handle):
@@ -565,7 +644,8 @@ cdef class Plane(RelayTable):
         cdef Engine *e
         found = RelayTable.counters(self)
         sums = {"rounds": 0, "datagrams_received": 0, "send_calls": 0, "datagrams_sent": 0, "bytes_sent": 0, "trains": 0,
-                "dropped_blocked": 0, "dropped_error": 0}
+                "dropped_blocked": 0, "dropped_error": 0, "in_memory_received": 0, "in_memory_sent": 0,
+                "dropped_inbox_full": 0, "dropped_inbox_closed": 0}
         for i in range(self.worker_count):
             e = &self.engines[i]
             sums["rounds"] += e.rounds
@@ -576,6 +656,10 @@ cdef class Plane(RelayTable):
             sums["trains"] += e.sender.counters.trains
             sums["dropped_blocked"] += e.sender.counters.dropped_blocked
             sums["dropped_error"] += e.sender.counters.dropped_error
+            sums["in_memory_received"] += e.in_memory
+            sums["in_memory_sent"] += e.sender.counters.in_memory
+            sums["dropped_inbox_full"] += e.sender.counters.dropped_inbox_full
+            sums["dropped_inbox_closed"] += e.sender.counters.dropped_inbox_closed
         return {**found, **sums}
 
 

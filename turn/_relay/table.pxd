@@ -109,6 +109,8 @@ cdef struct Relay:
     uint64_t usage[4]           # bytes, packets from the client; bytes, packets to it
     uint64_t handle
     int shard                   # -1: not started
+    Relay *next                 # with the same hash of `local`, in the shard
+    Socket near                 # towards another plane of this process, in memory; unused without one
 
 cdef struct Client:
     Address address
@@ -138,6 +140,7 @@ cdef struct Shared:             # by all shards
 cdef struct Shard:
     Shared *shared
     Client **buckets
+    Relay **relays              # started ones by local address, as many chains
     uint32_t bucket_mask
     uint64_t seed
     uint64_t indication_prefix  # transaction ids of Data indications: prefix, counter
@@ -233,6 +236,18 @@ cdef inline Client **client_link(Shard *s, uint32_t listener, const Address *add
     while link[0] != NULL and (link[0].listener != listener or not same_address(&link[0].address, address)):
         link = &link[0].next
     return link
+
+
+cdef inline Relay **relay_chain(Shard *s, const Address *local) noexcept nogil:
+    return &s.relays[hash_bytes(local.raw, local.length, s.seed) & s.bucket_mask]
+
+
+cdef inline Relay *relay_at(Shard *s, const Address *local) noexcept nogil:
+    """The started relay at this address, or NULL."""
+    cdef Relay *relay = relay_chain(s, local)[0]
+    while relay != NULL and not same_address(&relay.local, local):
+        relay = relay.next
+    return relay
 
 
 cdef inline RestrictedAddress *find_restricted(Shared *shared, const uint8_t *ip, uint32_t length) noexcept nogil:
@@ -537,6 +552,8 @@ cdef inline bint attach(Shard *s, Relay *relay, uint32_t listener, const Address
     client.relays[0 if client.relays[0] == NULL else 1] = relay
     relay.client = client
     relay.user = user
+    relay.next = relay_chain(s, &relay.local)[0]
+    relay_chain(s, &relay.local)[0] = relay
     fill_bytes(&relay.up, s.shared.allocation_rate)
     fill_bytes(&relay.down, s.shared.allocation_rate)
     return True
@@ -546,7 +563,11 @@ cdef inline bint detach(Shard *s, Relay *relay) noexcept nogil:
     """The reverse. True: the client is gone as well, with what waited for it."""
     cdef Client *client = relay.client
     cdef Client **link
+    cdef Relay **place = relay_chain(s, &relay.local)
     cdef int k
+    while place[0] != relay:
+        place = &place[0].next
+    place[0] = relay.next
     for k in range(2):
         if client.relays[k] == relay:
             client.relays[k] = NULL
@@ -591,9 +612,10 @@ cdef inline bint shard_init(Shard *s, Shared *shared, uint32_t clients, uint64_t
     s.seed = seed
     s.indication_prefix = prefix | 1
     s.buckets = <Client **>calloc(size, sizeof(Client *))
+    s.relays = <Relay **>calloc(size, sizeof(Relay *))
     s.bindings = <Bucket *>calloc(SOURCE_SLOTS, sizeof(Bucket))
     s.requests = <Bucket *>calloc(SOURCE_SLOTS, sizeof(Bucket))
-    if s.buckets == NULL or s.bindings == NULL or s.requests == NULL:
+    if s.buckets == NULL or s.relays == NULL or s.bindings == NULL or s.requests == NULL:
         shard_destroy(s)
         return False
     for i in range(SOURCE_SLOTS):
@@ -605,9 +627,11 @@ cdef inline bint shard_init(Shard *s, Shared *shared, uint32_t clients, uint64_t
 cdef inline void shard_destroy(Shard *s) noexcept nogil:
     """Its relays must be closed before."""
     free(s.buckets)
+    free(s.relays)
     free(s.bindings)
     free(s.requests)
     s.buckets = NULL
+    s.relays = NULL
     s.bindings = NULL
     s.requests = NULL
 

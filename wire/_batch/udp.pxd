@@ -1,5 +1,7 @@
 """Batched UDP without the GIL: `recvmmsg` with UDP_GRO in, `sendmmsg` with trains of equal segments (UDP_SEGMENT) out.
 
+A `Socket` may also be an inbox of this process (`inbox.pxd`): what is queued for it is put there at the flush.
+
 The system call path is the cost of small datagrams, so both directions move many per call. A *train* is a run of
 datagrams of one length to one destination (a shorter last one closes it) that the kernel cuts up by itself.
 
@@ -11,7 +13,12 @@ Threads: each belongs to one thread; file descriptors may be shared.
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
+
+from wire._batch.address cimport AF_INET, AF_INET6, Address, format_address, normalize_address, parse_address, same_address
+from wire._batch.inbox cimport (
+    INBOX_CLOSED, INBOX_FULL, POSTED, SLOT_BYTES, Inbox, Posting, inbox_post, inbox_wake,
+)
 
 cdef extern from *:
     """
@@ -66,11 +73,7 @@ cdef extern from "sys/socket.h" nogil:
     uint8_t *CMSG_DATA(cmsghdr *cmsg) noexcept
     size_t CMSG_LEN(size_t size) noexcept
     size_t CMSG_SPACE(size_t size) noexcept
-    enum: AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_SEGMENT, UDP_GRO
-
-cdef extern from "arpa/inet.h" nogil:
-    int inet_pton(int family, const char *text, void *out) noexcept
-    const char *inet_ntop(int family, const void *address, char *text, unsigned int size) noexcept
+    enum: MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_SEGMENT, UDP_GRO
 
 cdef enum:
     BATCH = 64                  # datagrams per receive call, messages per send call
@@ -82,11 +85,6 @@ cdef enum:
     TRAINS_MAX = 256
     HELD_MAX = 64               # kept datagrams waiting for a full socket buffer
     HELD_SIZE = 1500
-
-cdef struct Address:
-    # A sockaddr_in or sockaddr_in6 with everything but family, port, address and scope zero: comparable as bytes.
-    uint8_t raw[28]
-    uint32_t length             # 16 or 28, 0: none
 
 cdef struct Datagram:
     uint8_t *data
@@ -106,6 +104,10 @@ cdef struct Socket:
     int fd
     bint gso
     uint64_t gso_refused        # trains the kernel would not take; the first turns `gso` off
+    # A socket without a descriptor, when `inbox` is set: what is sent goes there, in memory, as from `local`.
+    Inbox *inbox
+    Address local
+    int thread                  # of ours: where an answer belongs
 
 cdef struct Train:
     Address to
@@ -128,6 +130,9 @@ cdef struct SendCounters:
     uint64_t dropped_blocked    # socket buffer full
     uint64_t held
     uint64_t dropped_error      # unreachable and the like
+    uint64_t in_memory          # datagrams put into an inbox; not in those above
+    uint64_t dropped_inbox_full
+    uint64_t dropped_inbox_closed
 
 cdef struct Held:
     Address to
@@ -181,17 +186,6 @@ cdef inline int receive_batch(Receiver *r, int fd) noexcept nogil:
     return n if n > 0 else 0
 
 
-cdef inline void normalize_address(Address *a, uint32_t length) noexcept nogil:
-    if length >= 28:
-        memset(a.raw + 4, 0, 4)     # flow label
-        a.length = 28
-    elif length >= 16:
-        memset(a.raw + 8, 0, 20)
-        a.length = 16
-    else:
-        a.length = 0
-
-
 cdef inline void received(Receiver *r, int i, Datagram *d) noexcept nogil:
     """The i-th datagram of the last batch; with `segment_size` < `size` several, coalesced by the kernel (UDP_GRO)."""
     cdef msghdr *m = &r.messages[i].msg_hdr
@@ -214,10 +208,6 @@ cdef inline void received(Receiver *r, int i, Datagram *d) noexcept nogil:
 cdef inline bint enable_gro(int fd) noexcept nogil:
     cdef int on = 1
     return setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof(int)) == 0
-
-
-cdef inline bint same_address(const Address *a, const Address *b) noexcept nogil:
-    return a.length == b.length and memcmp(a.raw, b.raw, a.length) == 0
 
 
 cdef inline bint sender_init(Sender *s, uint32_t capacity) noexcept nogil:
@@ -396,12 +386,55 @@ cdef inline bint send_run(Sender *s, Socket *socket, int count) noexcept nogil:
     return blocked
 
 
+cdef inline void deliver(Sender *s, Train *t) noexcept nogil:
+    """A train into the inbox that is its socket: datagram by datagram, as they would have arrived."""
+    cdef uint32_t piece, offset = t.offset, end = t.offset + t.size
+    cdef Posting posting
+    while offset < end:
+        piece = t.segment_size if end - offset > t.segment_size else end - offset
+        if piece > SLOT_BYTES:
+            s.counters.dropped_error += 1
+        else:
+            posting = inbox_post(t.socket.inbox, t.socket.thread, &t.socket.local, &t.to, s.arena + offset, piece)
+            if posting == POSTED:
+                s.counters.in_memory += 1
+            elif posting == INBOX_CLOSED:
+                s.counters.dropped_inbox_closed += 1
+            elif t.keep:
+                hold_or_drop(s, t, offset, end - offset)
+                return
+            else:
+                s.counters.dropped_inbox_full += 1
+                if t.blocked != NULL:
+                    t.blocked[0] = 1
+        offset += piece
+
+
+cdef inline bint deliver_held(Sender *s, Held *h) noexcept nogil:
+    """False: the inbox is still full."""
+    cdef Posting posting = inbox_post(h.socket.inbox, h.socket.thread, &h.socket.local, &h.to, h.data, <uint32_t>h.size)
+    if posting == INBOX_FULL:
+        return False
+    if posting == POSTED:
+        s.counters.in_memory += 1
+        inbox_wake(h.socket.inbox)
+    else:
+        s.counters.dropped_inbox_closed += 1
+    return True
+
+
 cdef inline void send_held(Sender *s) noexcept nogil:
     """What a full buffer kept back goes first; it is tried once per flush, never in a loop."""
     cdef int i, left = 0
     cdef Held *h
     for i in range(s.held_count):
         h = &s.held[i]
+        if h.socket.inbox != NULL:
+            if left or not deliver_held(s, h):
+                if left != i:
+                    s.held[left] = h[0]
+                left += 1
+            continue
         s.counters.calls += 1
         if left == 0 and sendto(h.socket.fd, h.data, h.size, MSG_DONTWAIT, <const sockaddr *>h.to.raw, h.to.length) >= 0:
             s.counters.datagrams += 1
@@ -421,10 +454,15 @@ cdef inline void sender_flush(Sender *s) noexcept nogil:
     cdef Train *t
     cdef Socket *socket = NULL
     cdef uint32_t offset, piece, end
+    cdef bint posted = False
     if s.held_count:
         send_held(s)
     for i in range(s.count):
         t = &s.trains[i]
+        if t.socket.inbox != NULL:
+            deliver(s, t)
+            posted = True
+            continue
         if t.socket != socket and slot:
             send_run(s, socket, slot)
             slot = 0
@@ -444,51 +482,10 @@ cdef inline void sender_flush(Sender *s) noexcept nogil:
                 slot = 0
     if slot:
         send_run(s, socket, slot)
+    if posted:
+        # Once everything is there: a receiver on the same core would only push us aside.
+        for i in range(s.count):
+            if s.trains[i].socket.inbox != NULL:
+                inbox_wake(s.trains[i].socket.inbox)
     s.count = 0
     s.used = 0
-
-
-cdef inline int parse_address(Address *out, str host, int port) except -1:
-    """An IPv4 or IPv6 address (with `%scope number`) and a port. Holds the GIL.
-
-    Raises:
-        ValueError: not an address or not a port.
-    """
-    cdef bytes text
-    cdef uint32_t scope = 0
-    cdef str address = host
-    memset(out, 0, sizeof(Address))
-    if not 0 <= port <= 0xFFFF:
-        raise ValueError(f"port {port}")
-    if "%" in host:
-        address, _, zone = host.partition("%")
-        scope = int(zone)
-    text = address.encode()
-    if ":" in address:
-        (<uint16_t *>out.raw)[0] = AF_INET6
-        out.length = 28
-        if inet_pton(AF_INET6, text, out.raw + 8) != 1:
-            raise ValueError(f"not an address: {host!r}")
-        memcpy(out.raw + 24, &scope, 4)
-    else:
-        (<uint16_t *>out.raw)[0] = AF_INET
-        out.length = 16
-        if inet_pton(AF_INET, text, out.raw + 4) != 1:
-            raise ValueError(f"not an address: {host!r}")
-    out.raw[2] = <uint8_t>(port >> 8)
-    out.raw[3] = <uint8_t>port
-    return 0
-
-
-cdef inline tuple format_address(const Address *a):
-    """(host, port). Holds the GIL."""
-    cdef char text[64]
-    cdef uint32_t scope = 0
-    cdef int port = (a.raw[2] << 8) | a.raw[3]
-    if a.length == 28:
-        inet_ntop(AF_INET6, a.raw + 8, text, sizeof(text))
-        memcpy(&scope, a.raw + 24, 4)
-    else:
-        inet_ntop(AF_INET, a.raw + 4, text, sizeof(text))
-    host = text.decode()
-    return (f"{host}%{scope}" if scope else host, port)

@@ -43,7 +43,7 @@ class World:
     def __init__(self, settings: SfuSettings = QUICK) -> None:
         self.plane = FakePlane()
         self.clock = Clock()
-        self.sfu = Sfu(settings, clock=self.clock, make_plane=lambda _: self.plane)  # type: ignore[arg-type,return-value]
+        self.sfu = Sfu(settings, clock=self.clock, make_plane=lambda *_: self.plane)  # type: ignore[arg-type,return-value]
 
     def advance(self, seconds: float) -> None:
         """Time passes and the timer fires."""

@@ -30,7 +30,7 @@ from torpor.errors import StartRefused
 from torpor.figures import Figures, turn_families
 from torpor.health import Health
 from torpor.metrics import render
-from torpor.relay import ice_servers, media_endpoints, start_turn, turn_settings
+from torpor.relay import ice_servers, media_endpoints, media_exchange, start_turn, turn_settings
 from turn.service import TurnService, TurnStats
 from turn.usage import Party, RelayUsage
 from wire.stun import TransportAddress
@@ -112,6 +112,25 @@ class TestSettings:
         assert endpoints == ("203.0.113.7:8787", "[2001:db8::7]:8787", "[::1]:8787")
         assert turn_settings(Settings(), endpoints).allow_endpoints == endpoints
         assert list(media_endpoints(None)) == []
+
+
+class TestExchange:
+    def test_relays_and_media_meet_in_memory_with_an_inbox_for_each_thread(self) -> None:
+        media, relays = media_exchange(Settings(media=MediaSettings(threads=3), turn=RelaySettings(threads=2)))
+        assert media is not None
+        assert relays is not None
+        assert (media.threads, relays.threads) == (3, 2)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            Settings(turn=RelaySettings(media_in_memory=False)),
+            Settings(turn=RelaySettings(enabled=False)),
+            Settings(media=MediaSettings(enabled=False)),
+        ],
+    )
+    def test_unless_told_otherwise_or_one_of_them_is_missing(self, settings: Settings) -> None:
+        assert media_exchange(settings) == (None, None)
 
 
 class TestStart:
