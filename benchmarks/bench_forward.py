@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from benchmarks import hosts, machine
 from benchmarks.load import Meter, Publisher, Run, run
 from benchmarks.servers import Ceiling, Janus, Server, Torpor
-from loadtest.peer import MediaPeer
+from loadtest.media.peer import MediaPeer
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from benchmarks import hosts, machine
 from benchmarks.bench_forward import table
 from benchmarks.servers import Janus, Server, Torpor
-from loadtest.peer import MediaPeer
+from loadtest.media.peer import MediaPeer
 
 
 async def measure(make: Callable[[], Server], sessions: int, concurrent: int) -> list[str]:

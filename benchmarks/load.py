@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pylibsrtp import Error, Policy, Session
 
 from benchmarks.servers import PAYLOAD_TYPE, Server
-from loadtest.peer import MediaPeer
+from loadtest.media.peer import MediaPeer
 
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 PROFILES = {

@@ -20,12 +20,12 @@ import websockets
 
 from benchmarks.hosts import CLIENT_HOST, SERVER_HOST, server_command
 from benchmarks.machine import ROOT, process_cpu_ns, resident_bytes
-from loadtest import sdp
-from loadtest.dtls import SrtpKeys
-from loadtest.peer import MediaPeer
+from loadtest.media import sdp
+from loadtest.media.dtls import SrtpKeys
+from loadtest.media.peer import MediaPeer
 
 APP_ID, APP_SECRET = "b" * 32, "c" * 64
-PAYLOAD_TYPE = sdp.CODECS["video"][0]
+PAYLOAD_TYPE = sdp.CODECS["VP8"].payload_type
 
 
 class Server(Protocol):
@@ -132,7 +132,7 @@ class Torpor(_Process):
     async def publish(self, ssrc: int) -> MediaPeer:
         peer = MediaPeer(host=CLIENT_HOST)
         session = (await self._call("POST", "/sessions/new"))["sessionId"]
-        offer = peer.describe([sdp.Section("video", "0", "sendonly", ssrc)], offer=True)
+        offer = sdp.offer([sdp.Sending("0", "VP8", ssrc)], peer.ufrag, peer.password, plain=True)
         track = {"location": "local", "mid": "0", "trackName": f"video-{ssrc}"}
         answer = await self._call(
             "POST",
@@ -148,7 +148,7 @@ class Torpor(_Process):
         session = (await self._call("POST", "/sessions/new"))["sessionId"]
         pulled = await self._call("POST", f"/sessions/{session}/tracks/new", {"tracks": [self._tracks[publisher]]})
         remote = sdp.parse(pulled["sessionDescription"]["sdp"])
-        answer = peer.describe([sdp.Section(s.kind, s.mid, "recvonly") for s in remote.sections], offer=False)
+        answer = sdp.answer(remote, peer.ufrag, peer.password, plain=True)
         await self._call(
             "PUT", f"/sessions/{session}/renegotiate", {"sessionDescription": {"type": "answer", "sdp": answer}}
         )
@@ -321,7 +321,7 @@ transports: {{ disable = "{",".join(unused("transports", "websockets"))}" }}
         handle = await self._attach()
         joined = await self._message(handle, {"request": "join", "ptype": "publisher", "room": 1})
         self._feeds[peer] = joined["plugindata"]["data"]["id"]
-        offer = peer.describe([sdp.Section("video", "0", "sendonly", ssrc)], offer=True).replace("actpass", "active")
+        offer = sdp.offer([sdp.Sending("0", "VP8", ssrc)], peer.ufrag, peer.password, plain=True, setup="active")
         answer = await self._message(handle, {"request": "publish"}, {"type": "offer", "sdp": offer})
         await peer.connect(sdp.parse(answer["jsep"]["sdp"]))
         return peer
@@ -341,7 +341,7 @@ transports: {{ disable = "{",".join(unused("transports", "websockets"))}" }}
                     raise
                 await asyncio.sleep(0.1)
         remote = sdp.parse(offered["jsep"]["sdp"])
-        answer = peer.describe([sdp.Section(s.kind, s.mid, "recvonly") for s in remote.sections], offer=False)
+        answer = sdp.answer(remote, peer.ufrag, peer.password, plain=True)
         await self._message(handle, {"request": "start"}, {"type": "answer", "sdp": answer})
         await peer.connect(remote)
         return peer

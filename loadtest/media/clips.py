@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from loadtest.media.payloads import Payload, packetize_h264, packetize_opus, packetize_vp8
 
-VERSION: Final = 1  # of pictures, sound and encoder settings: a change makes old caches invisible
+VERSION: Final = 2  # of pictures, sound and encoder settings: a change makes old caches invisible
 SECONDS: Final = 8
 FRAMES_PER_SECOND: Final = 30
 KEYFRAME_EVERY: Final = 60
@@ -45,6 +45,7 @@ class Clip:
     """Of the picture; 0 for sound."""
     frames: tuple[bytes, ...]
     keyframes: frozenset[int]
+    """Empty for sound."""
 
     @property
     def frames_per_second(self) -> int:
@@ -163,7 +164,7 @@ def _encode_audio() -> Clip:
         frame.planes[0].update(b"".join(value.to_bytes(2, "little", signed=True) * 2 for value in wave))
         frame.pts, frame.sample_rate, frame.time_base = index * _OPUS_SAMPLES, 48_000, encoder.time_base
         frames += (bytes(packet) for packet in encoder.encode(frame))
-    return Clip("opus", 0, tuple(frames), frozenset(range(len(frames))))
+    return Clip("opus", 0, tuple(frames), frozenset())
 
 
 def _path(codec: str, height: int) -> Path:

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from loadtest.histogram import Histogram
 from loadtest.media.figures import Mergeable
-
-Transport = Literal["udp", "tcp", "tls"]
-
-
-@dataclass(frozen=True, slots=True)
-class TurnServer:
-    """Where a TURN server listens, and credentials for it.
-
-    Args:
-        host: an IP address, v4 or v6.
-        transport: towards the server; relayed traffic is UDP in any case.
-    """
-
-    host: str
-    port: int
-    username: str
-    password: str
-    transport: Transport = "udp"
+from loadtest.media.turn_server import TurnServer as TurnServer
 
 
 @dataclass(frozen=True, slots=True)

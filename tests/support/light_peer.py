@@ -11,9 +11,8 @@ from typing import Any
 
 from pylibsrtp import Policy, Session
 
-from loadtest import sdp
-from loadtest.dtls import fingerprint
-from loadtest.peer import MediaPeer
+from loadtest.media import sdp
+from loadtest.media.peer import MediaPeer
 from tests.support.aiortc_peer import Api
 from tests.support.server import Server
 from wire import rtcp, rtp
@@ -29,13 +28,6 @@ _PROFILES = {
 
 MEDIA_TYPE, RTX_TYPE = 96, 97
 MID_ID, TRANSPORT_CC_ID = 1, 2
-
-_PUBLISHED = (
-    f"a=rtpmap:{RTX_TYPE} rtx/90000\r\n"
-    f"a=fmtp:{RTX_TYPE} apt={MEDIA_TYPE}\r\n"
-    f"a=rtcp-fb:{MEDIA_TYPE} transport-cc\r\n"
-    f"a=extmap:{TRANSPORT_CC_ID} http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01\r\n"
-)
 
 
 class LightPeer(MediaPeer):
@@ -61,11 +53,12 @@ class LightPeer(MediaPeer):
 
     async def publish_video(self, name: str, ssrc: int) -> None:
         """Publish VP8 with RTX (on `ssrc` + 1) and transport-wide feedback, and connect."""
+        offer = sdp.offer([sdp.Sending("0", "VP8", ssrc, ssrc + 1)], self.ufrag, self.password)
         answer = await self.api.call(
             "POST",
             f"/sessions/{self.session_id}/tracks/new",
             {
-                "sessionDescription": {"type": "offer", "sdp": self._own_offer(ssrc)},
+                "sessionDescription": {"type": "offer", "sdp": offer},
                 "tracks": [{"location": "local", "mid": "0", "trackName": name}],
             },
         )
@@ -81,7 +74,7 @@ class LightPeer(MediaPeer):
         offer = sdp.parse(self._offer)
         await self._renegotiate("answer")
         await self._connect(offer)
-        return offer.sections[0].ssrc
+        return sdp.ssrcs_of(offer.sections[0])[0]
 
     async def _connect(self, remote: sdp.RemoteDescription) -> None:
         keys = await self.connect(remote)
@@ -129,30 +122,11 @@ class LightPeer(MediaPeer):
         super().close()
 
     async def _renegotiate(self, kind: str) -> dict[str, Any]:
-        description = {"type": kind, "sdp": self._mirrored_offer("active" if kind == "answer" else "actpass")}
+        setup = "active" if kind == "answer" else "actpass"
+        text = sdp.answer(sdp.parse(self._offer), self.ufrag, self.password, setup=setup)
+        description = {"type": kind, "sdp": text}
         path = f"/sessions/{self.session_id}/renegotiate"
         return await self.api.call("PUT", path, {"sessionDescription": description})
-
-    def _own_offer(self, ssrc: int) -> str:
-        """`loadtest`'s, with what a browser's video has besides."""
-        text = self.describe([sdp.Section("video", "0", "sendonly", ssrc)], offer=True)
-        codec = f"a=rtpmap:{MEDIA_TYPE} VP8/90000\r\n"
-        text = text.replace(f"SAVPF {MEDIA_TYPE}\r\n", f"SAVPF {MEDIA_TYPE} {RTX_TYPE}\r\n")
-        text = text.replace(codec, codec + _PUBLISHED)
-        return f"{text}a=ssrc-group:FID {ssrc} {ssrc + 1}\r\na=ssrc:{ssrc + 1} cname:load\r\n"
-
-    def _mirrored_offer(self, setup: str) -> str:
-        """The server's offer as seen from our side: all it offers, received, with our transport."""
-        ours = {
-            "a=sendonly": "a=recvonly",
-            "a=ice-ufrag": f"a=ice-ufrag:{self.ufrag}",
-            "a=ice-pwd": f"a=ice-pwd:{self.password}",
-            "a=fingerprint": f"a=fingerprint:sha-256 {fingerprint()}",
-            "a=setup": f"a=setup:{setup}",
-        }
-        theirs = ("a=ice-lite", "a=candidate", "a=end-of-candidates", "a=ssrc", "a=msid:")
-        lines = [line for line in self._offer.splitlines() if not line.startswith(theirs)]
-        return "\r\n".join(ours.get(line.partition(":")[0], line) for line in lines) + "\r\n"
 
     def _listen(self) -> None:
         asyncio.get_running_loop().add_reader(self.socket, self._receive_media)

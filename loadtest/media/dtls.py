@@ -76,6 +76,8 @@ class DtlsClient:
         self._ssl.set_ciphertext_mtu(_MTU_BYTES)
         self._ssl.set_connect_state()
         self.keys: SrtpKeys | None = None
+        self.closed = False
+        """Whether the server said close_notify, or an alert ended the association."""
 
     def start(self) -> None:
         """Make the ClientHello available to `datagrams_to_send`."""
@@ -117,6 +119,7 @@ class DtlsClient:
 
     def _step(self) -> None:
         if self.keys is not None:
+            self._read()
             return
         try:
             self._ssl.do_handshake()
@@ -132,3 +135,12 @@ class DtlsClient:
         keys, salts = material[: 2 * key_bytes], material[2 * key_bytes :]
         # RFC 5764 §4.2: client key, server key, client salt, server salt.
         self.keys = SrtpKeys(profile, keys[:key_bytes] + salts[:salt_bytes], keys[key_bytes:] + salts[salt_bytes:])
+
+    def _read(self) -> None:
+        """After the handshake nothing comes but alerts, and flights of a server that missed our last one."""
+        try:
+            self._ssl.recv(_MTU_BYTES)
+        except SSL.WantReadError:
+            return
+        except SSL.Error:
+            self.closed = True

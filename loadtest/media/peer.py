@@ -1,22 +1,27 @@
-"""A light WebRTC peer: real ICE checks, DTLS and SRTP, and nothing that decodes.
+"""A light WebRTC peer: real ICE checks, DTLS and SRTP keys, and nothing that decodes.
 
 It talks to servers that are ICE-lite (ours, and peers configured so): the server's candidates are in its description,
-and our address is learnt from our checks. Connecting is asyncio; once connected, `socket` and `keys` are there for a
-loop that sends or counts packets as fast as it likes.
+and our address is learnt from our checks. Connecting is asyncio. Once connected, `socket` and `keys` are there for a
+loop that sends or counts packets as fast as it likes; STUN and DTLS that it meets go to `receive`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
+import time
 
-from loadtest import sdp
-from loadtest.dtls import DtlsClient, HandshakeFailed, SrtpKeys
+from loadtest.media import sdp
+from loadtest.media.dtls import DtlsClient, HandshakeFailed, SrtpKeys
 from wire import stun
+from wire.errors import WireError
 
 _CHECK_INTERVAL = 0.1  # seconds between checks while connecting
 _PRIORITY = (110 << 24) + (65535 << 8) + 255  # a peer-reflexive candidate (RFC 8445 §5.1.2.1)
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+_SO_RCVBUFFORCE, _SO_MEMINFO, _MEMINFO_DROPS = 33, 55, 8  # asm-generic/socket.h, linux/sock_diag.h
 
 
 class ConnectFailed(Exception):
@@ -24,38 +29,61 @@ class ConnectFailed(Exception):
 
 
 class MediaPeer:
-    """One peer on one UDP socket. Use `offer`/`answer` with the server's API, then `connect`; `close` at the end."""
+    """One peer on one UDP socket. Exchange descriptions with the server's API, then `connect`; `close` at the end.
+
+    Attributes:
+        ufrag, password: our ICE credentials.
+        keys: SRTP keys, once connected.
+        target: where datagrams go; known to `connect`.
+        channel: the TURN channel they go through, 0 for none.
+        consent_at: monotonic time of the last answered check (RFC 7675).
+    """
 
     def __init__(self, *, host: str = "127.0.0.1") -> None:
         self.ufrag = secrets.token_urlsafe(6)
         self.password = secrets.token_urlsafe(18)
         self.keys: SrtpKeys | None = None
+        self.target: tuple[str, int] = ("", 0)
+        self.channel = 0
+        self.consent_at = 0.0
         self._tie_breaker = secrets.token_bytes(8)
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.socket = socket.socket(self._family, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.bind((host, 0))
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+        except OSError:  # not root: what rmem_max allows
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._dtls: DtlsClient | None = None
         self._checked: asyncio.Future[None] | None = None
         self._handshaken: asyncio.Future[None] | None = None
         self._remote: sdp.RemoteDescription | None = None
 
-    def describe(self, sections: list[sdp.Section], *, offer: bool) -> str:
-        """Our SDP. We are always the DTLS client: `actpass` in an offer to a server that answers passive."""
-        return sdp.serialize(sections, ufrag=self.ufrag, password=self.password, setup="actpass" if offer else "active")
+    @property
+    def closed_by_server(self) -> bool:
+        """Whether it said close_notify."""
+        return self._dtls is not None and self._dtls.closed
+
+    def dropped(self) -> int:
+        """Datagrams that the kernel threw away because nobody read the socket in time."""
+        if self.socket.fileno() < 0:
+            return 0
+        info = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+        return int.from_bytes(info[4 * _MEMINFO_DROPS : 4 * _MEMINFO_DROPS + 4], "little")
 
     async def connect(self, remote: sdp.RemoteDescription, within: float = 10.0) -> SrtpKeys:
         """Check until the server answers, nominate, shake hands. Raises `ConnectFailed`."""
         loop = asyncio.get_running_loop()
         self._remote = remote
         self._checked, self._handshaken = loop.create_future(), loop.create_future()
-        address = next((c for c in remote.candidates if (":" in c[0]) == (self._family == socket.AF_INET6)), None)
-        if address is None:
+        candidate = next((c for c in remote.candidates if (":" in c[0]) == (self._family == socket.AF_INET6)), None)
+        if candidate is None:
             raise ConnectFailed("the server's description has no candidate of our address family")
-        self.socket.connect(address)
-        loop.add_reader(self.socket, self._receive)
         try:
             async with asyncio.timeout(within):
+                await self._open_path(candidate)
+                loop.add_reader(self.socket, self._read)
                 while not self._checked.done():
                     self.check()
                     await asyncio.wait([self._checked], timeout=_CHECK_INTERVAL)
@@ -92,58 +120,76 @@ class MediaPeer:
             key=self._remote.password.encode(),
             with_fingerprint=True,
         )
-        self.socket.send(request)
+        self._send(request)
+
+    def receive(self, data: bytes) -> None:
+        """One datagram from the server; what is neither STUN nor DTLS is ignored."""
+        if data[:1] <= b"\x03":
+            with contextlib.suppress(WireError):
+                self._receive_stun(stun.parse(data))
+        elif 20 <= data[0] <= 63 and self._dtls is not None:
+            self._receive_dtls(data)
 
     def close(self) -> None:
         """Say close_notify, so that the server frees the session now, and free the socket. Idempotent."""
-        if self._dtls is not None:
+        if self.socket.fileno() >= 0 and self._dtls is not None:
             self._dtls.close()
-            self._flush()
+            with contextlib.suppress(OSError):
+                self._flush()
         self.socket.close()
 
-    def _receive(self) -> None:
+    async def _open_path(self, candidate: tuple[str, int]) -> None:
+        """Make datagrams go to the server's candidate."""
+        self.target = candidate
+        self.socket.connect(candidate)
+
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            self.socket.send(data)
+
+    def _read(self) -> None:
         for _ in range(64):
             try:
                 data = self.socket.recv(65535)
             except (BlockingIOError, ConnectionRefusedError):
                 return
-            if data[:1] <= b"\x03":
-                self._receive_stun(data)
-            elif 20 <= data[0] <= 63 and self._dtls is not None:
-                self._receive_dtls(data)
+            if data:
+                self._receive_datagram(data)
 
-    def _receive_stun(self, data: bytes) -> None:
+    def _receive_datagram(self, data: bytes) -> None:
+        self.receive(data)
+
+    def _receive_stun(self, message: stun.Message) -> None:
         assert self._remote is not None
         assert self._checked is not None
-        message = stun.parse(data)
         if message.message_class == stun.MessageClass.REQUEST:
             # A full agent checks us too: it may send only once we have answered (RFC 7675).
             if message.check_integrity(self.password.encode()):
-                mapped = stun.xor_address(self.socket.getpeername()[:2], message.transaction_id)
+                mapped = stun.xor_address(self.target, message.transaction_id)
                 reply = [(stun.Attr.XOR_MAPPED_ADDRESS, mapped)]
-                self.socket.send(stun.success_response(message, reply, key=self.password.encode()))
-        elif not self._checked.done():
-            if message.message_class == stun.MessageClass.SUCCESS:
-                if message.check_integrity(self._remote.password.encode()):
+                self._send(stun.success_response(message, reply, key=self.password.encode()))
+        elif message.message_class == stun.MessageClass.SUCCESS:
+            if message.check_integrity(self._remote.password.encode()):
+                self.consent_at = time.monotonic()
+                if not self._checked.done():
                     self._checked.set_result(None)
-            elif message.message_class == stun.MessageClass.ERROR:
-                self._checked.set_exception(HandshakeFailed(f"check refused: {message.error()}"))
+        elif message.message_class == stun.MessageClass.ERROR and not self._checked.done():
+            self._checked.set_exception(HandshakeFailed(f"check refused: {message.error()}"))
 
     def _receive_dtls(self, data: bytes) -> None:
         assert self._dtls is not None
         assert self._handshaken is not None
-        if self._handshaken.done():
-            return
         try:
             self._dtls.receive_datagram(data)
         except HandshakeFailed as error:
-            self._handshaken.set_exception(error)
+            if not self._handshaken.done():
+                self._handshaken.set_exception(error)
             return
         self._flush()
-        if self._dtls.keys is not None:
+        if self._dtls.keys is not None and not self._handshaken.done():
             self._handshaken.set_result(None)
 
     def _flush(self) -> None:
         assert self._dtls is not None
         for datagram in self._dtls.datagrams_to_send():
-            self.socket.send(datagram)
+            self._send(datagram)
