@@ -1,6 +1,7 @@
 """From sockets to objects: each connection's events one after the other, with bounded memory while an object starts.
 
     table ──MESSAGE──▶ line of the connection ──one at a time──▶ Waker.deliver ──settled──▶ the next, or the line ends
+                 └────no line, and the object at hand──────────▶ Waker.handle_now
 
 A `_Line` exists only from a connection's first unsettled event to its last. When it holds `max_frames` or `max_bytes`
 the table stops reading that socket, so a client that is faster than the object waits in its own TCP window; others are
@@ -76,7 +77,11 @@ class Dispatcher:
         for kind, handle, value, reason in events:
             connection_id = ConnectionId(handle)
             if kind == MESSAGE:
-                assert isinstance(value, str | bytes)
+                assert isinstance(value, (str, bytes))
+                if connection_id not in self._lines:  # else behind what came before
+                    object_id = self._manager.owner(connection_id)
+                    if object_id is not None and self.waker.handle_now(object_id, connection_id, value):
+                        continue
                 self._enqueue(connection_id, MessageReceived(connection_id, value))
             elif kind == REPLY:
                 assert isinstance(value, str | bytes)

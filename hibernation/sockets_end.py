@@ -40,6 +40,7 @@ from objects.ports import (
     ConnectionEvent,
     ConnectionId,
     Delivery,
+    Frame,
     UpgradeAnswer,
     UpgradeRefused,
     UpgradeRequest,
@@ -112,6 +113,10 @@ class SocketsEnd:
         call = self._next()
         self._events[call] = (object_id, event, settled)
         self._say_event(call, object_id, event)
+
+    def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+        """See `Waker.handle_now`: the objects are elsewhere."""
+        return False
 
     def receive_data(self, data: bytes) -> None:
         """Take what the objects' end wrote.

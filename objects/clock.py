@@ -17,9 +17,8 @@ from objects.ports import Timer
 class SystemClock:
     """Real time; timers are the running loop's."""
 
-    def monotonic(self) -> float:
-        """Return seconds since some point."""
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    """Seconds since some point."""
 
     def unix_ms(self) -> int:
         """Return milliseconds since 1970."""

@@ -24,9 +24,9 @@ from __future__ import annotations
 import asyncio
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from objects.errors import LimitExceeded
 
@@ -147,6 +147,12 @@ class InputGate:
             return True
         return self._free(section)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `admit` would start work of the root section at once."""
+        root = self.root
+        return self.active is root and self._reserved is None and not (root.waiting or root.starting or self.broken)
+
     def _free(self, section: Section) -> bool:
         return section is self.active and self._reserved is None and not (section.waiting or section.starting)
 
@@ -175,12 +181,34 @@ class InputGate:
             self._schedule()
 
 
+class Steps(Protocol):
+    """What can be driven through the gate: a coroutine, or one that has begun elsewhere (`firststep.Started`)."""
+
+    def send(self, value: Any, /) -> Any:
+        """Take a step."""
+
+    def throw(self, error: BaseException, /) -> Any:
+        """Take a step with an exception."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 @types.coroutine
 def _steps(
-    coro: Coroutine[Any, Any, Any], gate: InputGate, section: Section, admitted: bool, loop: asyncio.AbstractEventLoop
+    coro: Steps,
+    gate: InputGate,
+    section: Section,
+    loop: asyncio.AbstractEventLoop,
+    admitted: bool,
+    waits_for: tuple[Any, BaseException | None] | None,
 ) -> Generator[Any, Any, Any]:
     awaited: Any = None
     error: BaseException | None = None
+    if waits_for is not None:
+        awaited, error = waits_for
+        if error is None:
+            error = yield from _wait(awaited, coro)
     while True:
         # If the first step has been admitted it need not queue again, but a critical section may have begun since.
         queue = not admitted
@@ -215,26 +243,41 @@ def _steps(
                 awaited = coro.throw(failure)
         except StopIteration as stop:
             return stop.value
-        try:
-            yield awaited
-        except GeneratorExit:
-            discard(coro)
-            raise
-        except BaseException as caught:  # whatever it is, it belongs to the code inside
-            error = caught
+        error = yield from _wait(awaited, coro)
 
 
-async def gated(coro: Coroutine[Any, Any, Any], gate: InputGate, section: Section, *, admitted: bool = False) -> Any:
+def _wait(awaited: Any, coro: Steps) -> Generator[Any, Any, BaseException | None]:
+    """Let the task wait for what `coro` awaits; returns what is to be thrown into it, whatever that is."""
+    try:
+        yield awaited
+    except GeneratorExit:
+        discard(coro)
+        raise
+    except BaseException as caught:
+        return caught
+    return None
+
+
+async def gated(
+    coro: Steps,
+    gate: InputGate,
+    section: Section,
+    *,
+    admitted: bool = False,
+    waits_for: tuple[Any, BaseException | None] | None = None,
+) -> Any:
     """Run a coroutine so that each of its steps passes the input gate as work of `section`.
 
-    `admitted` says that the gate has let it in already, so that its first step does not queue again.
-
     If the gate breaks, the coroutine is closed at its next step, whatever it catches, and this one ends as cancelled.
+
+    Args:
+        admitted: the gate has let it in already, so that its first step does not queue again.
+        waits_for: it has taken its first step already; what it awaits, and the exception that came instead, if any.
     """
-    return await _steps(coro, gate, section, admitted, asyncio.get_running_loop())
+    return await _steps(coro, gate, section, asyncio.get_running_loop(), admitted, waits_for)
 
 
-def discard(coro: Coroutine[Any, Any, Any]) -> None:
+def discard(coro: Steps) -> None:
     """End a coroutine that is not going to be run on, whatever it does about it."""
     # Its `finally` may fail, or it may catch even this and go on: then once more, and it does not run again anyway.
     for _ in range(3):

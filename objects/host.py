@@ -30,6 +30,7 @@ from objects.errors import (
     StorageError,
     UsageError,
 )
+from objects.firststep import FirstSteps
 from objects.http import HttpResponse
 from objects.ids import ObjectId, ObjectKey
 from objects.instance import Instance, State
@@ -41,7 +42,9 @@ from objects.ports import (
     ConnectionClosed,
     ConnectionEvent,
     ConnectionFailed,
+    ConnectionId,
     Delivery,
+    Frame,
     MessageReceived,
     Ports,
     Timer,
@@ -72,6 +75,7 @@ class ObjectHost:
         self.limits = limits or Limits()
         self._closer = ThreadPoolExecutor(2, "torpor-close")
         self.files = OpenFiles(self.limits.open_files, self._closer)
+        self.first_steps = FirstSteps()
         self.scheduler = AlarmScheduler(ports.alarms, ports.clock, self._run_alarm, *([jitter] if jitter else []))
         self._secret = secret
         self._namespaces: dict[str, ObjectNamespace] = {}
@@ -105,6 +109,7 @@ class ObjectHost:
         """Begin to fire alarms and to sweep; call on the running loop, after `register`."""
         self._uninstall = scope.install(asyncio.get_running_loop())
         self.scheduler.start()
+        self.first_steps.prepare()
         self._sweep()
 
     async def stop(self) -> None:
@@ -132,6 +137,7 @@ class ObjectHost:
             await asyncio.wait(set(self._closing.values()))
         if self._starting:
             await asyncio.wait(set(self._starting))
+        await self.first_steps.close()
         if self._uninstall is not None:
             self._uninstall()
         await asyncio.get_running_loop().run_in_executor(None, self._closer.shutdown)
@@ -257,6 +263,11 @@ class ObjectHost:
             return UpgradeRefused(500 if error.remote else 503, (), b"The object is not available.")
         except Exception:
             return UpgradeRefused(500, (), b"The object failed to accept the WebSocket.")
+
+    def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+        """Handle a message without queueing; see `ports.Waker`."""
+        instance = self._instances.get(object_id.key)
+        return instance is not None and not self._stopping and instance.handle_now(connection_id, data)
 
     def deliver(self, object_id: ObjectId, event: ConnectionEvent, settled: Callable[[Delivery], None]) -> None:
         """Queue a connection's event for its object; see `ports.Waker`."""

@@ -41,14 +41,14 @@ class ObjectId:
     digest: bytes
     name: str | None = field(default=None, compare=False)
     """Present only on ids made from a name: the digest cannot be turned back into it."""
+    key: ObjectKey = field(init=False, repr=False, compare=False)
+    """The identity as one string; kept, since every event looks its object up by it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ObjectKey(f"{self.namespace}/{self.digest.hex()}"))
 
     def __str__(self) -> str:
         return self.digest.hex()
-
-    @property
-    def key(self) -> ObjectKey:
-        """The identity as one string."""
-        return ObjectKey(f"{self.namespace}/{self.digest.hex()}")
 
     def inside(self) -> ObjectId:
         """Return the id as the object itself sees it: without a name longer than 1,024 bytes of UTF-8."""

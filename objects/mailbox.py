@@ -38,6 +38,8 @@ class Event:
     section: Section | None = None
     """For calls back into a critical section that they were made possible in."""
     refusable: bool = True
+    started: bool = False
+    """Its first step has been taken."""
     timer: Timer | None = None
     queued_at: float | None = None
     mark: int | None = None
@@ -67,12 +69,17 @@ class Mailbox:
         self._waiting.remove(event)
         self._bytes -= event.size
 
-    def refusal(self, event: Event, now: float) -> QueueFull | None:
-        """Return why an event cannot be taken, if it cannot."""
-        limits = self._limits
+    def count(self, now: float) -> bool:
+        """Count an event that has come; False if too many have within ten seconds."""
         if now - self._window_start >= WINDOW_S:
             self._window_start, self._window_count = now, 0
         self._window_count += 1
+        return self._window_count <= self._limits.events_per_10_s
+
+    def refusal(self, event: Event, now: float) -> QueueFull | None:
+        """Return why an event cannot be taken, if it cannot."""
+        limits = self._limits
+        in_rate = self.count(now)
         oldest = self._waiting[0].queued_at if self._waiting else None
         if len(self._waiting) >= limits.queued_events:
             reason = "too many events are waiting"
@@ -80,7 +87,7 @@ class Mailbox:
             reason = "too many bytes are waiting"
         elif oldest is not None and now - oldest > limits.queue_age_s:
             reason = "the oldest event has been waiting too long"
-        elif self._window_count > limits.events_per_10_s:
+        elif not in_rate:
             reason = "too many events within ten seconds"
         else:
             return None

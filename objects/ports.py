@@ -194,6 +194,17 @@ class Waker(Protocol):
         `ConnectionClosed` is never refused as overloaded.
         """
 
+    def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+        """Run the handler of a message up to where it first waits, if its object is awake and nothing is to come first.
+
+        The short way of the commonest event: no queue, no task, no callback. Call it outside of any task, and only
+        while no event of the connection is unsettled.
+
+        Returns:
+            True: as if `deliver` had settled the message as `DISPATCHED`. False: nothing has happened, `deliver` it.
+            A waker that is not in the same process as its objects always says so.
+        """
+
 
 # ── objects → connections ───────────────────────────────────────────────────────────────────────────────────────────
 

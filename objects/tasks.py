@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from objects.blockers import TASK, TIMER, Blockers
 from objects.errors import CriticalSectionTimeout, ObjectError, ObjectReset
-from objects.gates import InputGate, Section, discard, gated
+from objects.firststep import Started
+from objects.gates import InputGate, Section, Steps, discard, gated
 from objects.limits import Limits
 from objects.ports import Clock, Timer
 from objects.scope import Scope, current_scope
@@ -164,14 +165,31 @@ class Tasks:
         steps = gated(coro, self._input, section, admitted=admitted)
         name = name or getattr(coro, "__qualname__", None)
         task: asyncio.Task[T] = asyncio.Task(steps, loop=self._loop, context=context, name=name)
+        self._keep(task, coro)
+        return task
+
+    def go_on(self, started: Started, ended: Callable[[], None], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine on that has begun as work of the root section; `ended` is called with its last step."""
+
+        async def rest(awaited: Any, error: BaseException | None) -> None:
+            try:
+                await gated(started, self._input, self._input.root, waits_for=(awaited, error))
+            finally:
+                ended()
+
+        started.go_on(rest)
+        started.task.set_name(name)
+        self._keep(started.task, started)
+        return started.task
+
+    def _keep(self, task: asyncio.Task[Any], coro: Steps) -> None:
         self._tasks.add(task)
 
-        def done(task: asyncio.Task[T]) -> None:
+        def done(task: asyncio.Task[Any]) -> None:
             self._tasks.discard(task)
             discard(coro)  # it may have been cancelled before its first step
 
         task.add_done_callback(done)
-        return task
 
     def context_of(self, section: Section) -> contextvars.Context:
         """Return a context in which code is this instance's, as work of `section`."""

@@ -68,6 +68,12 @@ class Setup:
         assert self.world.awake() == 0, self.world.host.awake()
 
 
+@pytest.fixture(params=[False, True], ids=["queued", "at once"], autouse=True)
+def way(request: pytest.FixtureRequest, world: World) -> None:
+    """Everything here holds for both ways of a message to its handler."""
+    world.connections.at_once = request.param
+
+
 @pytest.fixture
 async def room(world: World) -> Setup:
     return Setup(world)

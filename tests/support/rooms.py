@@ -29,8 +29,10 @@ from objects.ports import (
     Clock,
     ConnectionClosed,
     ConnectionEvent,
+    ConnectionId,
     Connections,
     Delivery,
+    Frame,
     MessageReceived,
     UpgradeAccepted,
     UpgradeAnswer,
@@ -139,6 +141,9 @@ class Script:
         async with self._lock:
             instance = await self._wake(object_id)
             return UpgradeRefused(500) if instance is None else self.on_connect(instance, request)
+
+    def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+        return False
 
     def deliver(self, object_id: ObjectId, event: ConnectionEvent, settled: Callable[[Delivery], None]) -> None:
         task = asyncio.ensure_future(self._handle(object_id, event, settled))

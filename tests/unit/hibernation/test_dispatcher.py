@@ -20,6 +20,7 @@ from objects.ports import (
     ConnectionFailed,
     ConnectionId,
     Delivery,
+    Frame,
     MessageReceived,
     ReadyState,
     UpgradeAnswer,
@@ -36,9 +37,16 @@ class Hand:
     def __init__(self) -> None:
         self.under_way: list[tuple[ConnectionEvent, Callable[[Delivery], None]]] = []
         self.broken = False
+        self.at_once = False
+        self.handled: list[tuple[ConnectionId, Frame]] = []
 
     async def connect(self, object_id: ObjectId, request: UpgradeRequest) -> UpgradeAnswer:
         raise NotImplementedError
+
+    def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+        if self.at_once:
+            self.handled.append((connection_id, data))
+        return self.at_once
 
     def deliver(self, object_id: ObjectId, event: ConnectionEvent, settled: Callable[[Delivery], None]) -> None:
         assert object_id == ROOM

@@ -104,6 +104,8 @@ class FakeConnections:
         self.object_holds: dict[ObjectId, int] = {}
         self.attached: set[ObjectId] = set()
         self.lost: list[str] = []
+        self.at_once = False
+        """Messages are offered to `handle_now` first, as a dispatcher does."""
         self._numbers = itertools.count(1)
 
     def now_ms(self) -> int:
@@ -131,11 +133,23 @@ class FakeConnections:
     async def deliver(self, connection: FakeConnection, event: Any) -> Delivery:
         assert self.host is not None
         done: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
-        self.host.deliver(connection.object_id, event, done.set_result)
+        asyncio.get_running_loop().call_soon(self._give, connection.object_id, event, done)
         delivery = await done
         if delivery is Delivery.OVERLOADED:
             connection.end()
         return delivery
+
+    def _give(self, object_id: ObjectId, event: Any, done: asyncio.Future[Delivery]) -> None:
+        assert self.host is not None
+        if (
+            self.at_once
+            and isinstance(event, MessageReceived)
+            and self.host.handle_now(object_id, event.connection_id, event.data)
+        ):
+            if not done.done():
+                done.set_result(Delivery.DISPATCHED)
+            return
+        self.host.deliver(object_id, event, lambda delivery: done.done() or done.set_result(delivery))
 
     # The port
 
