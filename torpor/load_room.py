@@ -14,7 +14,7 @@ from partykit_compat import Connection, Server
 
 
 class LoadRoom(Server):
-    """Broadcasts, echoes, answers `ping` without waking, and counts its connections by HTTP."""
+    """Broadcasts, echoes, writes, answers `ping` without waking, and counts its connections by HTTP."""
 
     hibernate = True
 
@@ -28,6 +28,9 @@ class LoadRoom(Server):
             return
         if message.startswith("b"):
             self.broadcast(message, without=[connection.id])
+        elif message.startswith("w"):
+            self.ctx.storage.kv.put("last", message)
+            connection.send(message)  # leaves when that is on disk
         elif message.startswith("e"):
             connection.send(message)
 

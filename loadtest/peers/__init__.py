@@ -7,6 +7,7 @@
 |---|---|
 | `b` | broadcasts it, unchanged, to every *other* connection of the room |
 | `e` | sends it back, unchanged, to its sender alone: an echo |
+| `w` | writes it to the room's storage and sends it back once that is on disk; servers without storage do nothing |
 | `p` | the whole message is `ping`: answered by `pong`, on servers that can without waking the room |
 
 An HTTP GET of the room's address answers 200 with JSON `{"connections": N}`, where the server's rooms can answer HTTP.
