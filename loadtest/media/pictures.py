@@ -1,4 +1,4 @@
-"""The sampled few that are decoded: are these the pictures that were encoded, in order?
+"""The sampled few that are decoded, to see whether these are the pictures that were encoded, in order.
 
 Packets are put in order again, frames assembled and decoded in a thread. Each picture names its number (`clips`); it
 must look like the original of that number, and follow the picture before it in the clip, or come from a key frame.

@@ -9,15 +9,13 @@ import time
 from typing import Final
 
 from loadtest.media.peer import ConnectFailed, MediaPeer
+from loadtest.media.turn_calls import TurnCalls
 from loadtest.media.turn_server import TurnServer
 from loadtest.turn_client import TurnFailedError, TurnRequests, channel_data
-from wire import stun
-from wire.errors import WireError
 from wire.stun import Method
 
 CHANNEL: Final = 0x4000
 REFRESH_INTERVAL: Final = 240.0  # permissions last 300 s, channels and allocations 600 s
-_FIRST_RETRY: Final = 0.25
 
 
 class RelayedPeer(MediaPeer):
@@ -32,8 +30,7 @@ class RelayedPeer(MediaPeer):
             raise ConnectFailed("media goes through TURN over UDP only")
         super().__init__(host=host)
         self._server = server
-        self._requests = TurnRequests(server.username, server.password)
-        self._waiting: dict[bytes, asyncio.Future[stun.Message]] = {}
+        self._calls = TurnCalls(server, super()._send, reliable=False)
         self._peer: tuple[str, int] = ("", 0)
         self._refresh_at = 0.0
         self._refreshing: asyncio.Task[None] | None = None
@@ -47,10 +44,7 @@ class RelayedPeer(MediaPeer):
 
     def receive_from_relay(self, data: bytes) -> None:
         """One datagram of the TURN server itself."""
-        with contextlib.suppress(WireError):
-            message = stun.parse(data)
-            if (waiting := self._waiting.pop(message.transaction_id, None)) is not None and not waiting.done():
-                waiting.set_result(message)
+        self._calls.receive(data)
 
     def close(self) -> None:
         """Say close_notify, release the allocation without waiting for the answer, free the socket. Idempotent."""
@@ -59,7 +53,7 @@ class RelayedPeer(MediaPeer):
                 self._dtls.close()
                 self._flush()
             with contextlib.suppress(OSError):
-                self.socket.send(self._requests.serialize(Method.REFRESH, TurnRequests.lifetime(0))[1])
+                self.socket.send(self._calls.requests.serialize(Method.REFRESH, TurnRequests.lifetime(0))[1])
             self._dtls = None
         if self._refreshing is not None:
             self._refreshing.cancel()
@@ -72,8 +66,8 @@ class RelayedPeer(MediaPeer):
         loop.add_reader(self.socket, self._read)
         try:
             family = socket.AF_INET6 if ":" in candidate[0] else socket.AF_INET
-            await self._call(Method.ALLOCATE, TurnRequests.allocation(600, family))
-            await self._call(Method.CHANNEL_BIND, TurnRequests.channel(CHANNEL), self._peer)
+            await self._calls.call(Method.ALLOCATE, TurnRequests.allocation(600, family))
+            await self._calls.call(Method.CHANNEL_BIND, TurnRequests.channel(CHANNEL), self._peer)
         except TurnFailedError as error:
             raise ConnectFailed(str(error)) from error
         finally:
@@ -83,30 +77,9 @@ class RelayedPeer(MediaPeer):
 
     async def _refresh(self) -> None:
         """A channel's binding installs its permission, too (RFC 8656 §12.1)."""
-        with contextlib.suppress(TurnFailedError, TimeoutError):
-            await self._call(Method.REFRESH, TurnRequests.lifetime(600))
-            await self._call(Method.CHANNEL_BIND, TurnRequests.channel(CHANNEL), self._peer)
-
-    async def _call(
-        self, method: int, attributes: list[tuple[int, bytes]], peer: tuple[str, int] | None = None
-    ) -> stun.Message:
-        for _ in range(3):
-            transaction, request = self._requests.serialize(method, attributes, peer)
-            waiting: asyncio.Future[stun.Message] = asyncio.get_running_loop().create_future()
-            self._waiting[transaction] = waiting
-            timeout = _FIRST_RETRY
-            while not waiting.done():
-                if timeout > 4:
-                    self._waiting.pop(transaction, None)
-                    raise TurnFailedError(method, 0, "no answer")
-                with contextlib.suppress(BlockingIOError):
-                    self.socket.send(request)
-                await asyncio.wait([waiting], timeout=timeout)
-                timeout *= 2
-            reply = waiting.result()
-            if self._requests.accept(method, reply):
-                return reply
-        raise TurnFailedError(method, 401, "credentials refused")
+        with contextlib.suppress(TurnFailedError):
+            await self._calls.call(Method.REFRESH, TurnRequests.lifetime(600))
+            await self._calls.call(Method.CHANNEL_BIND, TurnRequests.channel(CHANNEL), self._peer)
 
     def _send(self, data: bytes) -> None:
         super()._send(channel_data(self.channel, data))
