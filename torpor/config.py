@@ -123,6 +123,10 @@ class RelaySettings:
     relay_port_min: int = setting(49152, "Lowest UDP port of a relay", least=1024, most=65535)
     relay_port_max: int = setting(65535, "Highest UDP port of a relay", least=1024, most=65535)
     threads: int = setting(0, "Relay threads; 0: one per core", least=0, most=256)
+    gather_us_max: int = setting(
+        200, "Under load, packets gather in the kernel so many microseconds before a relay thread takes them; 0: never",
+        least=0, most=1000,
+    )  # fmt: skip
     media_in_memory: bool = setting(
         True, "Hand packets between relays and our own media side over in memory; false: through the network"
     )

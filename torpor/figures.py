@@ -122,6 +122,7 @@ TURN_COUNTERS: Mapping[str, str] = {
     "send_calls": "Send calls.",
     "trains": "Sends of several datagrams as one (UDP GSO).",
     "rounds": "Times a relay thread woke.",
+    "gathered": "Times a relay thread let packets gather before it took them.",
     "in_memory_received": "Datagrams received from the media side of this process, in memory.",
     "in_memory_sent": "Datagrams sent to the media side of this process, in memory.",
 }

@@ -120,6 +120,7 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
         relay_port_min=own.relay_port_min,
         relay_port_max=own.relay_port_max,
         threads=turn_threads(settings),
+        gather_us_max=own.gather_us_max,
         realm=own.realm,
         users=_values(own.users),
         rest_secrets=tuple(secret.value for secret in own.shared_secrets),

@@ -109,5 +109,6 @@ def make_plane(settings: TurnSettings, families: int, exchange: End | None) -> P
         bindings_per_s=settings.bindings_per_s,
         requests_per_s=settings.requests_per_s,
         stream_queue_bytes=settings.stream_queue_bytes,
+        gather_us=settings.gather_us_max,
         exchange=exchange,
     )

@@ -44,6 +44,9 @@ class TurnSettings:
     relay_port_max: int = 65535
     threads: int = 1
     """Relay threads."""
+    gather_us_max: int = 200
+    """Under load a relay thread lets packets gather this long before it takes them, so that it wakes less often. It is
+    the most that is added to a packet's way; at low rates nothing is. 0: never."""
 
     realm: str = "torpor"
     """At most 24 bytes, so that a challenge cannot amplify (X10)."""
@@ -139,5 +142,7 @@ class TurnSettings:
             raise ConfigurationError("lifetime_max: 600 to 86400 s")
         if not 0 < self.credential_ttl <= self.credential_ttl_max:
             raise ConfigurationError("credential_ttl: above 0 and not above credential_ttl_max")
+        if not 0 <= self.gather_us_max <= 1000:
+            raise ConfigurationError("gather_us_max: 0 to 1000 us")
         if self.threads < 1 or self.allocations_max < 1:
             raise ConfigurationError("threads and allocations_max: at least 1")

@@ -343,3 +343,35 @@ class TestPasswordsFromElsewhere:
                 assert code(await request) == 500
         assert service.stats().counters["lookups_failed"] == 2
         await service.close()
+
+
+class TestGathering:
+    async def test_a_lone_stream_waits_for_nothing_and_a_crowd_for_each_other(self) -> None:
+        async with serving(gather_us_max=1000) as service, Client.connected(service) as client:
+            peer = await Peer.open()
+            await client.allocate()
+            await client.bind(0x4000, peer.address)
+            for _ in range(50):
+                client.send_channel(0x4000, b"lone")
+                await asyncio.sleep(0.002)
+            assert service.stats().counters["plane_gathered"] == 0
+            while service.stats().counters["plane_gathered"] == 0:
+                for _ in range(100):
+                    client.send_channel(0x4000, b"crowd")
+                await asyncio.sleep(0)
+            peer.close()
+
+    async def test_off_it_is_off(self) -> None:
+        async with serving(gather_us_max=0) as service, Client.connected(service) as client:
+            peer = await Peer.open()
+            await client.allocate()
+            await client.bind(0x4000, peer.address)
+            for _ in range(2000):
+                client.send_channel(0x4000, b"crowd")
+            await eventually(lambda: peer.waiting > 100)
+            assert service.stats().counters["plane_gathered"] == 0
+            peer.close()
+
+    async def test_more_than_a_millisecond_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="gather_us_max: 0 to 1000 us"):
+            TurnService(TurnSettings(gather_us_max=1001))

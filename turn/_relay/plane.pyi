@@ -19,12 +19,14 @@ class Plane(RelayTable):
         bindings_per_s: float = 0,
         requests_per_s: float = 0,
         stream_queue_bytes: int = 262144,
+        gather_us: int = 0,
         exchange: End | None = None,
     ) -> None:
         """The sockets come with `start`.
 
         Args:
             relays_max: relay sockets at once; with them the descriptors are bounded.
+            gather_us: under load a thread lets packets gather this long, at most 1000 us, before it takes them; 0: never.
             exchange: with another plane of this process, for as many threads as `workers`: what relays send to an
                 address that it bound, and what it sends to relays, passes in memory.
         """

@@ -14,7 +14,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EMSGSIZE, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
@@ -25,6 +25,7 @@ from turn._relay.table cimport (
     relay_at, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from wire._batch.exchange cimport End, Side, find_address
+from wire._batch.gather cimport Gather, gather_init, gather_sleep, gather_wait, nanosleep, timespec
 from wire._batch.inbox cimport (
     SLOT_BYTES, Inbox, Slot, inbox_doze, inbox_heard, inbox_peek, inbox_release, inbox_rise,
 )
@@ -35,11 +36,7 @@ from wire._batch.udp cimport (
 )
 
 cdef extern from "time.h" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
     int clock_gettime(int clock, timespec *out) noexcept
-    int nanosleep(const timespec *request, timespec *rest) noexcept
     enum: CLOCK_MONOTONIC
 
 cdef extern from "unistd.h" nogil:
@@ -91,6 +88,7 @@ cdef enum:
     ARENA_BYTES = 512 * 1024
     LISTENER_BUFFER_BYTES = 4 * 1024 * 1024
     RECEIVE_MESSAGES = 64       # handed to Python per call
+    GATHER_US_MAX = 1000
     OUT_KEEP_BYTES = 16 * 1024  # a stream client's buffer above this is freed once empty
 
 cdef uint64_t LISTENER_MARK = <uint64_t>1 << 63
@@ -127,6 +125,10 @@ cdef struct Engine:
     uint64_t rounds
     uint64_t received
     uint64_t in_memory          # datagrams from the inbox
+    Gather gather
+    int64_t gather_us           # its longest wait
+    int64_t receipts            # receive calls' messages and the inbox's datagrams, since the last wait
+    uint64_t gathered           # rounds that waited
 
 
 cdef inline double monotonic() noexcept nogil:
@@ -272,6 +274,7 @@ cdef void drain_inbox(Engine *e, double now) noexcept nogil:
         if slot == NULL:
             break
         e.in_memory += 1
+        e.receipts += 1
         relay = relay_at(s, &slot.to)
         if relay == NULL:
             s.counters[<int>NO_ALLOCATION] += 1
@@ -292,6 +295,7 @@ cdef void drain_socket(Engine *e, int fd, int listener, Relay *relay, double now
     for turns in range(RECEIVES_PER_EVENT):
         n = receive_batch(e.receiver, fd)
         e.received += n
+        e.receipts += n
         for i in range(n):
             received(e.receiver, i, &d)
             if d.truncated:
@@ -323,15 +327,24 @@ cdef void *run(void *argument) noexcept nogil:
     cdef int i, n, timeout
     cdef bint notify
     cdef double now
+    cdef int64_t wait
+    gather_init(&e.gather, e.gather_us)
     sigfillset(&signals)
     pthread_sigmask(SIG_SETMASK, &signals, NULL)
     pause.tv_sec = 0
     pause.tv_nsec = 20000
     while not atomic_load(&e.stop):
-        timeout = 0 if e.inbox != NULL and not inbox_doze(e.inbox) else -1
-        n = epoll_wait(e.epoll, events, EVENTS, timeout)
-        if e.inbox != NULL:
-            inbox_rise(e.inbox)
+        wait = gather_wait(&e.gather, e.receipts, <int64_t>(monotonic() * 1e6))
+        e.receipts = n = 0
+        if wait:
+            gather_sleep(wait)
+            e.gathered += 1
+            n = epoll_wait(e.epoll, events, EVENTS, 0)
+        if n == 0:
+            timeout = 0 if e.inbox != NULL and not inbox_doze(e.inbox) else -1
+            n = epoll_wait(e.epoll, events, EVENTS, timeout)
+            if e.inbox != NULL:
+                inbox_rise(e.inbox)
         pthread_mutex_lock(&e.worker.lock)
         now = monotonic()
         e.rounds += 1
@@ -366,14 +379,19 @@ cdef class Plane(RelayTable):
     cdef Engine *engines
     cdef int notify
     cdef uint32_t stream_queue_max
+    cdef int gather_us
     cdef bint running
     cdef End exchange           # with another plane, or None; outlives the threads
     cdef bint joined            # and it has our inboxes open
 
     def __cinit__(
-        self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, End exchange=None, **_
+        self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, int gather_us=0, End exchange=None,
+        **_,
     ):
         cdef int i
+        if not 0 <= gather_us <= GATHER_US_MAX:
+            raise ValueError(f"gather_us {gather_us}")
+        self.gather_us = gather_us
         self.notify = -1
         if exchange is not None and exchange.threads != workers:
             raise ValueError(f"an exchange for {exchange.threads} threads")
@@ -416,6 +434,7 @@ cdef class Plane(RelayTable):
             e.generations = self.generations
             e.notify = self.notify
             e.stream_queue_max = self.stream_queue_max
+            e.gather_us = self.gather_us
             e.listener_count = <int>len(listeners[i])
             e.listeners = <Socket *>calloc(e.listener_count + 1, sizeof(Socket))
             e.receiver = <Receiver *>calloc(1, sizeof(Receiver))
@@ -643,12 +662,13 @@ cdef class Plane(RelayTable):
         cdef int i
         cdef Engine *e
         found = RelayTable.counters(self)
-        sums = {"rounds": 0, "datagrams_received": 0, "send_calls": 0, "datagrams_sent": 0, "bytes_sent": 0, "trains": 0,
+        sums = {"rounds": 0, "gathered": 0, "datagrams_received": 0, "send_calls": 0, "datagrams_sent": 0, "bytes_sent": 0, "trains": 0,
                 "dropped_blocked": 0, "dropped_error": 0, "in_memory_received": 0, "in_memory_sent": 0,
                 "dropped_inbox_full": 0, "dropped_inbox_closed": 0}
         for i in range(self.worker_count):
             e = &self.engines[i]
             sums["rounds"] += e.rounds
+            sums["gathered"] += e.gathered
             sums["datagrams_received"] += e.received
             sums["send_calls"] += e.sender.counters.calls
             sums["datagrams_sent"] += e.sender.counters.datagrams
