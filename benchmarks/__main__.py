@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from loadtest.peers.debian import ensure_installed
+
 HERE = Path(__file__).parent
-PEERS = {"janus": "janus", "coturn": "turnserver"}
-"""Debian package to the program in it."""
+PEERS = ("janus", "turnserver")
 DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True"
 
 
 def main() -> int:
     """Run every `bench_*.py` with its defaults. Returns the first failure."""
-    if missing := [package for package, program in PEERS.items() if shutil.which(program) is None]:
-        print(f"» apt-get install {' '.join(missing)} (the peers)", flush=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
+    ensure_installed(*PEERS)
     print("» building the ceiling loop", flush=True)
     loops = [str(path) for path in sorted(HERE.glob("_*/*.pyx"))]
     cythonize = str(Path(sys.executable).parent / "cythonize")

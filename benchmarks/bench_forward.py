@@ -19,10 +19,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import hosts, machine
+from benchmarks import machine
 from benchmarks.load import Meter, Publisher, Run, run
 from benchmarks.servers import Ceiling, Janus, Server, Torpor
 from loadtest.media.peer import MediaPeer
+from loadtest.peers import hosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks import hosts, machine
+from benchmarks import machine
 from benchmarks.bench_forward import table
 from benchmarks.servers import Janus, Server, Torpor
 from loadtest.media.peer import MediaPeer
+from loadtest.peers import hosts
 
 
 async def measure(make: Callable[[], Server], sessions: int, concurrent: int) -> list[str]:

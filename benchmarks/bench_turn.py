@@ -27,10 +27,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks import hosts, machine
+from benchmarks import machine
 from benchmarks.bench_forward import table
-from benchmarks.hosts import CLIENT_HOST, SERVER_HOST
-from benchmarks.servers import APP_ID, APP_SECRET, Torpor, _Process
+from benchmarks.servers import Torpor, _Process
+from loadtest.peers import hosts
+from loadtest.peers.coturn import CoturnServer
+from loadtest.peers.hosts import CLIENT_HOST, SERVER_HOST
 from loadtest.turn_client import TurnClient
 
 SOL_UDP, UDP_SEGMENT = 17, 103
@@ -172,49 +174,31 @@ class Ceiling(_Process):
         print("run", file=self.process.stdin, flush=True)
 
 
-class Coturn(_Process):
+class Coturn(CoturnServer):
     """Debian's coturn with one relay thread, long-term credentials, nothing else switched on."""
 
-    name = "coturn"
-
-    async def start(self) -> None:
-        self.spawn(
-            [
-                "turnserver", "-n", "--no-cli", "--no-tls", "--no-dtls", "-L", SERVER_HOST, "-E", SERVER_HOST,
-                "-a", "-u", "load:secret", "-r", "bench", "-m", "1", "--no-stdout-log", "-l", "/dev/null",
-                "--pidfile", "/dev/null", "--userdb", "/dev/null",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        await asyncio.sleep(1)
+    def __init__(self) -> None:
+        super().__init__(host=SERVER_HOST, loopback_peers=False, core=0, netns=hosts.SERVER_NAMESPACE)
 
     async def open_pair(self, case: Case, index: int) -> Pair:
-        return await allocate(("load", "secret"), case, index)
+        return await allocate((self.username, self.password), case, index)
 
     async def ready(self) -> None:
         """Nothing to do."""
 
 
 class TorporTurn(Torpor):
-    """`torpor serve` with one relay thread, a credential from its HTTP API, the private client host allowed."""
+    """Ours, with credentials from its HTTP API."""
 
     def __init__(self) -> None:
+        super().__init__(environment={"TORPOR_TURN_ALLOW_PEERS": CLIENT_HOST})
         self._credentials: tuple[str, str] | None = None
-        super().__init__(
-            environment={
-                "TORPOR_TURN_KEY_ID": APP_ID,
-                "TORPOR_TURN_KEY_TOKEN": APP_SECRET,
-                "TORPOR_TURN_THREADS": "1",
-                "TORPOR_TURN_ALLOW_PEERS": CLIENT_HOST,
-                "TORPOR_TURN_ALLOCATIONS_PER_USER": "1000",
-            }
-        )
 
     async def open_pair(self, case: Case, index: int) -> Pair:
         if self._credentials is None:
-            url = f"http://{SERVER_HOST}:8787/v1/turn/keys/{APP_ID}/credentials/generate"
-            answer = (await self._http.post(url)).json()["iceServers"]
+            url = f"{self.url}/v1/turn/keys/{self.turn_key_id}/credentials/generate"
+            headers = {"authorization": f"Bearer {self.turn_key_token}"}
+            answer = (await self._http.post(url, headers=headers)).json()["iceServers"]
             self._credentials = answer["username"], answer["credential"]
         return await allocate(self._credentials, case, index)
 

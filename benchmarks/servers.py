@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import websockets
 
-from benchmarks.hosts import CLIENT_HOST, SERVER_HOST, server_command
 from benchmarks.machine import ROOT, process_cpu_ns, resident_bytes
 from loadtest.media import sdp
 from loadtest.media.dtls import SrtpKeys
+from loadtest.media.janus import JanusRoom
 from loadtest.media.peer import MediaPeer
+from loadtest.peers.hosts import CLIENT_HOST, SERVER_HOST, SERVER_NAMESPACE, server_command
+from loadtest.peers.janus import ROOM, JanusServer
+from loadtest.peers.torpor import TorporServer
 
-APP_ID, APP_SECRET = "b" * 32, "c" * 64
 PAYLOAD_TYPE = sdp.CODECS["VP8"].payload_type
 
 
@@ -84,43 +81,14 @@ class _Process:
                 self.process.wait()
 
 
-class Torpor(_Process):
+class Torpor(TorporServer):
     """`torpor serve` with one forwarding thread, and what else `environment` says."""
 
-    name = "torpor"
-
-    def __init__(self, *, core_threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
-        super().__init__()
-        self._threads = core_threads
-        self._environment = environment or {}
-        self._http = httpx.AsyncClient(
-            base_url=f"http://{SERVER_HOST}:8787/v1/apps/{APP_ID}",
-            headers={"authorization": f"Bearer {APP_SECRET}"},
-            timeout=30,
-        )
+    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(host=SERVER_HOST, core=0, netns=SERVER_NAMESPACE, environment=environment)
+        headers = {"authorization": f"Bearer {self.app_secret}"}
+        self._http = httpx.AsyncClient(base_url=self.api, headers=headers, timeout=30)
         self._tracks: dict[MediaPeer, dict[str, str]] = {}
-
-    async def start(self) -> None:
-        self.spawn(
-            [sys.executable, "-m", "torpor", "serve"],
-            env={
-                **os.environ,
-                "TORPOR_APP_ID": APP_ID,
-                "TORPOR_APP_SECRET": APP_SECRET,
-                "TORPOR_HTTP_HOST": SERVER_HOST,
-                "TORPOR_MEDIA_ADDRESSES": SERVER_HOST,
-                "TORPOR_MEDIA_THREADS": str(self._threads),
-                "TORPOR_LOG_LEVEL": "warning",
-                **self._environment,
-            },
-        )
-        for _ in range(200):
-            try:
-                if (await self._http.get(f"http://{SERVER_HOST}:8787/healthz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
-        raise RuntimeError("torpor did not start")
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         response = await self._http.request(method, path, json=body)
@@ -216,133 +184,26 @@ class Ceiling(_Process):
         await asyncio.sleep(0.3)
 
 
-class Janus(_Process):
+class Janus(JanusServer):
     """Janus from Debian with its VideoRoom plugin, ICE-lite, on the same host and core."""
 
-    name = "janus"
-    _PORT = 8188
-
     def __init__(self) -> None:
-        super().__init__()
-        self._folder = Path(tempfile.mkdtemp(prefix="torpor-bench-janus-"))
-        self._socket: websockets.ClientConnection | None = None
-        self._session = 0
-        self._waiting: dict[str, asyncio.Queue[dict[str, Any]]] = {}
-        self._reader: asyncio.Task[None] | None = None
-        self._pacemaker: asyncio.Task[None] | None = None
+        super().__init__(transport_cc=False)
+        self._room = JanusRoom(self.url, ROOM)
         self._feeds: dict[MediaPeer, int] = {}
-
-    async def start(self) -> None:
-        if shutil.which("janus") is None:
-            raise RuntimeError("janus is not installed: apt-get install janus")
-        self._configure()
-        self.spawn(
-            ["janus", "-F", str(self._folder), "-o", "--debug-level=2"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(300):
-            try:
-                self._socket = await websockets.connect(
-                    f"ws://{SERVER_HOST}:{self._PORT}", subprotocols=[websockets.Subprotocol("janus-protocol")]
-                )
-                break
-            except OSError:
-                await asyncio.sleep(0.1)
-        else:
-            raise RuntimeError("janus did not start")
-        self._reader = asyncio.create_task(self._read())
-        self._session = (await self._ask({"janus": "create"}))["data"]["id"]
-        self._pacemaker = asyncio.create_task(self._keep_alive())
-
-    def _configure(self) -> None:
-        libraries = next(Path("/usr/lib").glob("*/janus"))
-
-        def unused(kind: str, used: str) -> list[str]:
-            return [f.name for f in (libraries / kind).glob("*.so") if used not in f.name]
-
-        (self._folder / "janus.jcfg").write_text(
-            f"""
-general: {{ configs_folder = "{self._folder}" plugins_folder = "{libraries}/plugins"
-            transports_folder = "{libraries}/transports" events_folder = "{libraries}/events"
-            loggers_folder = "{libraries}/loggers" interface = "{SERVER_HOST}" }}
-nat: {{ ice_lite = true  ice_enforce_list = "bench-s" }}
-media: {{ no_media_timer = 60 }}
-plugins: {{ disable = "{",".join(unused("plugins", "videoroom"))}" }}
-transports: {{ disable = "{",".join(unused("transports", "websockets"))}" }}
-"""
-        )
-        (self._folder / "janus.transport.websockets.jcfg").write_text(
-            f'general: {{ ws = true ws_port = {self._PORT} ws_ip = "{SERVER_HOST}" wss = false }}\n'
-            "admin: { admin_ws = false }\n"
-        )
-        (self._folder / "janus.plugin.videoroom.jcfg").write_text(
-            'room-1: { description = "bench" publishers = 10000 bitrate = 0 videocodec = "vp8" audiocodec = "opus" '
-            "fir_freq = 0 transport_wide_cc_ext = false }\n"
-        )
-
-    async def _read(self) -> None:
-        assert self._socket is not None
-        async for text in self._socket:
-            message = json.loads(text)
-            if message.get("janus") != "ack" and message.get("transaction") in self._waiting:
-                self._waiting[message["transaction"]].put_nowait(message)
-
-    async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(20)
-            await self._ask({"janus": "keepalive", "session_id": self._session}, answer=False)
-
-    async def _ask(self, request: dict[str, Any], *, answer: bool = True) -> dict[str, Any]:
-        assert self._socket is not None
-        transaction = secrets.token_hex(8)
-        queue = self._waiting.setdefault(transaction, asyncio.Queue())
-        await self._socket.send(json.dumps({**request, "transaction": transaction}))
-        if not answer:
-            return {}
-        reply = await asyncio.wait_for(queue.get(), 20)
-        del self._waiting[transaction]
-        data = reply.get("plugindata", {}).get("data", {})
-        if reply["janus"] == "error" or "error" in data:
-            raise RuntimeError(f"janus: {reply}")
-        return reply
-
-    async def _attach(self) -> int:
-        attach = {"janus": "attach", "session_id": self._session, "plugin": "janus.plugin.videoroom"}
-        handle: int = (await self._ask(attach))["data"]["id"]
-        return handle
-
-    async def _message(self, handle: int, body: dict[str, Any], jsep: dict[str, str] | None = None) -> dict[str, Any]:
-        request = {"janus": "message", "session_id": self._session, "handle_id": handle, "body": body}
-        return await self._ask(request if jsep is None else {**request, "jsep": jsep})
 
     async def publish(self, ssrc: int) -> MediaPeer:
         peer = MediaPeer(host=CLIENT_HOST)
-        handle = await self._attach()
-        joined = await self._message(handle, {"request": "join", "ptype": "publisher", "room": 1})
-        self._feeds[peer] = joined["plugindata"]["data"]["id"]
         offer = sdp.offer([sdp.Sending("0", "VP8", ssrc)], peer.ufrag, peer.password, plain=True, setup="active")
-        answer = await self._message(handle, {"request": "publish"}, {"type": "offer", "sdp": offer})
-        await peer.connect(sdp.parse(answer["jsep"]["sdp"]))
+        answer, self._feeds[peer], _ = await self._room.publish(offer)
+        await peer.connect(sdp.parse(answer))
         return peer
 
     async def subscribe(self, publisher: MediaPeer) -> MediaPeer:
         peer = MediaPeer(host=CLIENT_HOST)
-        handle = await self._attach()
-        streams = [{"feed": self._feeds[publisher]}]
-        join = {"request": "join", "ptype": "subscriber", "room": 1, "streams": streams}
-        for attempt in itertools.count():
-            try:
-                offered = await self._message(handle, join)
-                break
-            except RuntimeError:
-                # Janus knows a feed a moment after its publisher is connected.
-                if attempt == 20:
-                    raise
-                await asyncio.sleep(0.1)
-        remote = sdp.parse(offered["jsep"]["sdp"])
-        answer = sdp.answer(remote, peer.ufrag, peer.password, plain=True)
-        await self._message(handle, {"request": "start"}, {"type": "answer", "sdp": answer})
+        offer, handle = await self._room.subscribe([self._feeds[publisher]])
+        remote = sdp.parse(offer)
+        await self._room.start(handle, sdp.answer(remote, peer.ufrag, peer.password, plain=True))
         await peer.connect(remote)
         return peer
 
@@ -350,13 +211,8 @@ transports: {{ disable = "{",".join(unused("transports", "websockets"))}" }}
         await asyncio.sleep(0.5)
 
     async def stop(self) -> None:
-        for task in (self._reader, self._pacemaker):
-            if task is not None:
-                task.cancel()
-        if self._socket is not None:
-            await self._socket.close()
+        await self._room.close()
         await super().stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 __all__ = ["Ceiling", "Janus", "Server", "Torpor"]

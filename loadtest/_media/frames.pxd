@@ -27,15 +27,9 @@ cdef inline int vp8_flags(const uint8_t *p, int size) noexcept nogil:
 
 
 cdef inline int h264_flags(const uint8_t *p, int size) noexcept nogil:
-    """Parameter sets or the start of an IDR slice."""
+    """A sequence parameter set: WebRTC senders put one before each IDR slice, and without it nothing can be decoded."""
     cdef int kind = p[0] & 31
-    if kind == 5 or kind == 7:
-        return KEY
-    if kind == 24 and size > 3 and (p[3] & 31 == 7 or p[3] & 31 == 5):
-        return KEY
-    if kind == 28 and size > 1 and p[1] & 0x80 and p[1] & 31 == 5:
-        return KEY
-    return 0
+    return KEY if kind == 7 or (kind == 24 and size > 3 and p[3] & 31 == 7) else 0
 
 
 cdef inline int payload_flags(int codec, const uint8_t *p, int size) noexcept nogil:

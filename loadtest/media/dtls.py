@@ -78,6 +78,8 @@ class DtlsClient:
         self.keys: SrtpKeys | None = None
         self.closed = False
         """Whether the server said close_notify, or an alert ended the association."""
+        self.last_flight: list[bytes] = []
+        """What the server has not answered yet. OpenSSL would repeat it after a second; browsers do after 50 ms."""
 
     def start(self) -> None:
         """Make the ClientHello available to `datagrams_to_send`."""
@@ -87,10 +89,6 @@ class DtlsClient:
         """Feed one datagram; `keys` is set once the handshake is complete. Raises `HandshakeFailed`."""
         self._ssl.bio_write(data)
         self._step()
-
-    def handle_timeout(self) -> None:
-        """Let OpenSSL repeat its flight if its timer has run out (it reads the clock itself)."""
-        self._ssl.DTLSv1_handle_timeout()
 
     def close(self) -> None:
         """Queue close_notify."""
@@ -105,6 +103,8 @@ class DtlsClient:
                 datagrams[-1] += record
             else:
                 datagrams.append(record)
+        if datagrams and self.keys is None:
+            self.last_flight = datagrams
         return datagrams
 
     def _records(self) -> Iterator[bytes]:

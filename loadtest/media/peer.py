@@ -19,6 +19,7 @@ from wire import stun
 from wire.errors import WireError
 
 _CHECK_INTERVAL = 0.1  # seconds between checks while connecting
+_FIRST_REPEAT, _REPEAT_MAX = 0.05, 1.0  # seconds before a DTLS flight is sent again, as browsers do
 _PRIORITY = (110 << 24) + (65535 << 8) + 255  # a peer-reflexive candidate (RFC 8445 §5.1.2.1)
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _SO_RCVBUFFORCE, _SO_MEMINFO, _MEMINFO_DROPS = 33, 55, 8  # asm-generic/socket.h, linux/sock_diag.h
@@ -91,10 +92,7 @@ class MediaPeer:
                 self._dtls = DtlsClient(remote.fingerprint)
                 self._dtls.start()
                 self._flush()
-                while not self._handshaken.done():
-                    await asyncio.wait([self._handshaken], timeout=_CHECK_INTERVAL)
-                    self._dtls.handle_timeout()
-                    self._flush()
+                await self._repeat_flights(self._dtls, self._handshaken)
                 self._handshaken.result()
         except (TimeoutError, HandshakeFailed, OSError) as error:
             raise ConnectFailed(str(error) or f"no answer within {within} s") from error
@@ -142,6 +140,18 @@ class MediaPeer:
         """Make datagrams go to the server's candidate."""
         self.target = candidate
         self.socket.connect(candidate)
+
+    async def _repeat_flights(self, dtls: DtlsClient, handshaken: asyncio.Future[None]) -> None:
+        """What is not answered goes out again: a first flight may come before the server is ready for it."""
+        flight, interval = dtls.last_flight, _FIRST_REPEAT
+        while not handshaken.done():
+            await asyncio.wait([handshaken], timeout=interval)
+            if dtls.last_flight is not flight:
+                flight, interval = dtls.last_flight, _FIRST_REPEAT
+            elif not handshaken.done():
+                interval = min(2 * interval, _REPEAT_MAX)
+                for datagram in flight:
+                    self._send(datagram)
 
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionRefusedError):

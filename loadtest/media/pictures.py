@@ -91,9 +91,10 @@ class _Stream:
         try:
             pictures = self._decoder.decode(av.Packet(self._assemble(payloads)))
         except (FFmpegError, ValueError):
-            self.checked += 1
-            self.wrong += 1
             pictures = []
+            if self.checked:  # before the first picture we may have joined in the middle of one
+                self.checked += 1
+                self.wrong += 1
         for picture in pictures:
             self.checked += 1
             self.wrong += not self._is_right(picture)

@@ -184,6 +184,7 @@ class MediaSubscription:
         if self._final is not None:
             return
         if self._check is not None:
+            self._link.on_media = None
             self._client.decode_seconds += await self._check.close()
         self._final = self.figures()
         self._client.release(self._link)
