@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from hibernation._sockets.table import CLOSED, FAILED, MESSAGE, REPLY, Event, SocketTable
 from hibernation.connection import NO_CLOSE_FRAME
@@ -32,6 +33,9 @@ from objects.ports import (
 )
 
 logger = logging.getLogger(__name__)
+
+_OurEvent = tuple[int, ConnectionId, str | bytes | int | None, str | None]
+"""An event of the table, whose handles are our ids of connections."""
 
 
 @dataclass(slots=True)
@@ -74,13 +78,13 @@ class Dispatcher:
 
     def receive(self, events: Iterable[Event]) -> None:
         """Take what `SocketTable.process` or `handle_timeout` returned, in that order."""
-        for kind, handle, value, reason in events:
-            connection_id = ConnectionId(handle)
+        lines, owner, handle_now = self._lines, self._manager.owner, self.waker.handle_now
+        for kind, connection_id, value, reason in cast("Iterable[_OurEvent]", events):
             if kind == MESSAGE:
                 assert isinstance(value, (str, bytes))
-                if connection_id not in self._lines:  # else behind what came before
-                    object_id = self._manager.owner(connection_id)
-                    if object_id is not None and self.waker.handle_now(object_id, connection_id, value):
+                if connection_id not in lines:  # else behind what came before
+                    object_id = owner(connection_id)
+                    if object_id is not None and handle_now(object_id, connection_id, value):
                         continue
                 self._enqueue(connection_id, MessageReceived(connection_id, value))
             elif kind == REPLY:

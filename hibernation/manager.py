@@ -36,6 +36,8 @@ from objects.ports import (
     UpgradeRequest,
 )
 
+_READY_STATES = tuple(ReadyState)  # by number; calling the enum takes longer than sending a message
+
 
 @dataclass(slots=True)
 class ObjectRecord:
@@ -109,7 +111,7 @@ class HibernationManager:
 
     def owner(self, connection_id: ConnectionId) -> ObjectId | None:
         """Return whose connection this is."""
-        record = self._record_of(connection_id)
+        record = self._by_group.get(self.table.group(connection_id)) or self._standard.get(connection_id)
         return None if record is None else record.object_id
 
     def unlist(self, connection_id: ConnectionId) -> None:
@@ -214,7 +216,7 @@ class HibernationManager:
 
     def ready_state(self, connection_id: ConnectionId) -> ReadyState:
         """See `Connections.ready_state`."""
-        return ReadyState(self.table.ready_state(connection_id))
+        return _READY_STATES[self.table.ready_state(connection_id)]
 
     def send(self, connection_id: ConnectionId, data: Frame) -> None:
         """See `Connections.send`."""

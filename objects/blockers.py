@@ -12,7 +12,7 @@ to hibernation begins. So "why does it not hibernate?" has an answer: `ctx.hiber
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,14 +34,15 @@ class Blockers:
     """
 
     def __init__(self, on_change: Callable[[bool], None]) -> None:
-        self._counts: Counter[str] = Counter()
-        self._total = 0
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self.total = 0
+        """How many reasons hold."""
         self._on_change = on_change
         self._waiters: list[asyncio.Future[None]] = []
         self._released = False
 
     def __bool__(self) -> bool:
-        return self._total > 0
+        return self.total > 0
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]
@@ -49,18 +50,18 @@ class Blockers:
     def add(self, name: str) -> None:
         """Take a reason; each `add` needs one `remove`."""
         self._counts[name] += 1
-        self._total += 1
-        if self._total == 1:
+        self.total += 1
+        if self.total == 1:
             self._on_change(True)
 
     def remove(self, name: str) -> None:
         """Give it back."""
         assert self._counts[name] > 0, name
         self._counts[name] -= 1
-        self._total -= 1
+        self.total -= 1
         if self._waiters and not self._counts[name]:
             self._look_again()
-        if self._total == 0:
+        if self.total == 0:
             self._on_change(False)
 
     async def until_none(self, *names: str) -> None:
@@ -101,4 +102,4 @@ class Blockers:
 
     def only(self, *names: str) -> bool:
         """Return whether no reason but these holds."""
-        return self._total == sum(self._counts[name] for name in names)
+        return self.total == sum(self._counts[name] for name in names)

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.tasks import _enter_task, _leave_task
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from types import CoroutineType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Started:
@@ -68,71 +72,79 @@ class FirstSteps:
 
     def __init__(self) -> None:
         self._spare: _Spare | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether `take` may be called: there is a spare task, and no task is running."""
-        spare = self._spare
-        if spare is None:
-            self.prepare()  # its own first step comes first
-            return False
-        return spare.waits and asyncio.current_task(spare.loop) is None
+        self.ready = False
+        """Whether `take` may be called."""
 
     def prepare(self) -> None:
-        """Have a spare task from the next turn of the running loop on."""
-        self._spare = self._spare or _Spare(asyncio.get_running_loop())
+        """Be ready from the next turn of the running loop on."""
+        if self._spare is None:
+            self._spare = _Spare(asyncio.get_running_loop(), self)
 
-    def take(self, coro: Coroutine[Any, Any, Any], context: Context) -> Started | None:
-        """Run `coro` in `context` until it ends (None) or waits; raises what it raises. Only when `ready`."""
+    def take(self, context: Context, code: Callable[[T, U], Awaitable[Any]], first: T, second: U) -> Started | None:
+        """Run `code(first, second)` in `context` until it ends (None) or waits; raises what it raises.
+
+        Only when `ready`, and outside of any task.
+        """
         spare = self._spare
         assert spare is not None
         _enter_task(spare.loop, spare.task)
         try:
-            awaited = context.run(coro.send, None)
+            coro, awaited = context.run(_begin, code, first, second)
         except StopIteration:
             return None
         finally:
             _leave_task(spare.loop, spare.task)
-            if not spare.waits:  # it cancelled itself
-                self._spare = None
-        self._spare = _Spare(spare.loop)
+            if spare.handed.done():  # it cancelled its own task
+                self._replace()
+        if self._spare is spare:
+            self._replace()
         return Started(spare, coro, context, awaited)
+
+    def _replace(self) -> None:
+        self._spare, self.ready = None, False
+        self.prepare()
 
     async def close(self) -> None:
         """End the spare task."""
-        spare, self._spare = self._spare, None
+        spare, self._spare, self.ready = self._spare, None, False
         if spare is not None:
             spare.task.cancel()
             await asyncio.wait((spare.task,))
 
 
+def _begin(code: Callable[[T, U], Awaitable[Any]], first: T, second: U) -> tuple[Coroutine[Any, Any, Any], Any]:
+    coro = code(first, second)
+    if type(coro) is not CoroutineType:
+        coro = _await(coro)
+    return coro, coro.send(None)
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
 class _Spare:
     """A task that waits for a coroutine to go on with."""
 
-    __slots__ = ("_handed", "_rest", "loop", "task")
+    __slots__ = ("_rest", "handed", "loop", "task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, home: FirstSteps) -> None:
         self.loop = loop
         self._rest: Callable[[BaseException | None], Coroutine[Any, Any, Any]] | None = None
-        self._handed: asyncio.Future[None] | None = None
-        self.task = asyncio.Task(self._run(), loop=loop, context=Context(), name="spare")
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has begun, and nothing has been handed to it, no cancellation either."""
-        return self._handed is not None and not self._handed.done()
+        self.handed: asyncio.Future[None] = loop.create_future()
+        self.task = asyncio.Task(self._run(home), loop=loop, context=Context(), name="spare")
 
     def hand(self, rest: Callable[[BaseException | None], Coroutine[Any, Any, Any]]) -> None:
-        assert self._handed is not None
         self._rest = rest
-        if not self._handed.done():
-            self._handed.set_result(None)
+        if not self.handed.done():
+            self.handed.set_result(None)
 
-    async def _run(self) -> Any:
-        self._handed = self.loop.create_future()
+    async def _run(self, home: FirstSteps) -> Any:
+        # A task that is cancelled before its first step never takes it: only from here on is it of use.
+        home.ready = True
         error: BaseException | None = None
         try:
-            await self._handed
+            await self.handed
         except asyncio.CancelledError as cancelled:
             error = cancelled
         if self._rest is not None:

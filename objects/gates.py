@@ -297,16 +297,13 @@ class OutputGate:
     """
 
     def __init__(self) -> None:
+        self.is_open = True
+        """Whether output of this moment would leave at once."""
         self._locked = 0
         self._confirmed = 0
         self._held: deque[tuple[int, Callable[[], None]]] = deque()
         self._error: BaseException | None = None
         self._waiters: set[asyncio.Future[None]] = set()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether output of this moment would leave at once."""
-        return self._confirmed >= self._locked and self._error is None
 
     @property
     def held(self) -> int:
@@ -316,12 +313,17 @@ class OutputGate:
     def lock(self, number: int) -> None:
         """From now on output waits for batch `number`."""
         self._locked = max(self._locked, number)
+        self._see()
 
     def confirm(self, number: int) -> None:
         """All batches up to `number` are durable: let go what waited for them, in order."""
         self._confirmed = max(self._confirmed, number)
+        self._see()
         while self._held and self._held[0][0] <= self._confirmed and self._error is None:
             self._held.popleft()[1]()
+
+    def _see(self) -> None:
+        self.is_open = self._confirmed >= self._locked and self._error is None
 
     def mark(self) -> int:
         """Return the last batch that output of this moment would wait for."""
@@ -373,6 +375,7 @@ class OutputGate:
         if self._error is not None:
             return
         self._error = error
+        self._see()
         self._held.clear()
         for done in self._waiters:
             if not done.done():

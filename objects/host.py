@@ -146,7 +146,7 @@ class ObjectHost:
 
     def awake(self) -> dict[ObjectKey, dict[str, int]]:
         """Return the objects in memory with what keeps each there; an empty dict means counting down."""
-        return {key: instance.blockers.counts() for key, instance in self._instances.items()}
+        return {key: instance.reasons() for key, instance in self._instances.items()}
 
     async def force_hibernate(self, object_id: ObjectId) -> bool:
         """Put an object out of memory as soon as its events are done, whatever timers it has; False if it was not in.

@@ -69,6 +69,9 @@ class State(Enum):
     GONE = "gone"
 
 
+_RUNNING, _GONE = State.RUNNING, State.GONE  # looking a member of an enum up takes its time
+
+
 class Aborted(asyncio.CancelledError):
     """Ends the code that called `ctx.abort`."""
 
@@ -110,7 +113,9 @@ class Instance:
         self._mailbox = Mailbox(self.object_id, home.limits)
         self._last_event = self._since = home.ports.clock.monotonic()
         self._now = home.ports.clock.monotonic
-        self._idle_since = 0.0
+        self._first_steps = home.first_steps
+        self._stepping = False
+        """A message's handler takes its first step: an event, though nobody but its own code can see it."""
         self._idle_timer: Timer | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._begun = 0
@@ -247,7 +252,7 @@ class Instance:
 
     def _leave(self) -> set[Event]:
         """Stop everything, at once; return the events that were under way."""
-        self._account(bool(self.blockers))
+        self._account(self._now())
         self.state = State.GONE
         self.input.break_()
         if self._idle_timer is not None:
@@ -410,27 +415,39 @@ class Instance:
 
         As `submit`, but without a queue that nobody waits in and without a task for code that never waits.
         """
-        steps = self.home.first_steps
+        steps = self._first_steps
         # An event that has been let in before has its first step before.
-        if self.state is not State.RUNNING or self._unstarted or not self.input.is_open or not steps.ready:
+        if self.state is not _RUNNING or self._unstarted or not self.input.is_open or not steps.ready:
             return False
         ws = self._sockets.get(connection_id) or self.socket(connection_id)
-        if ws.stands_alone or not self._mailbox.count(self._now()):
+        now = self._now()
+        if ws.stands_alone or not self._mailbox.count(now):
             return False
         self._begun += 1
-        self.meter.messages += 1
-        self.blockers.add(EVENT)
-        handler = getattr(self.object, "web_socket_message", None)
-        started, error = None, None
-        if handler is not None:
-            try:
-                started = steps.take(_call(handler, ws, data), self._context.copy())
-            except (Exception, asyncio.CancelledError) as caught:
-                error = caught
+        meter = self.meter
+        meter.messages += 1
+        self._account(now)
+        self._stepping = True
+        try:
+            handler = getattr(self.object, "web_socket_message", None)
+            started = None if handler is None else steps.take(self._context.copy(), handler, ws, data)
+        except (Exception, asyncio.CancelledError) as error:
+            started = None
+            if self.state is not _GONE:
+                meter.errors += 1
+                log.error("%s: message handler raised", self.object_id.key, exc_info=error)
+        finally:
+            now = self._now()
+            if self.state is not _GONE:
+                self._account(now)
+            self._stepping = False
         if started is not None:
             self._go_on(Event("message", _went_on, size=len(data), started=True), started)
-        else:
-            self._end_message(error)
+        elif self.output.is_open:
+            self._last_event = now
+        elif self.state is not _GONE:  # it stays an event until what it wrote is durable
+            self.blockers.add(EVENT)
+            self.output.pass_(self._message_left)
         return True
 
     def _go_on(self, event: Event, started: Started) -> None:
@@ -438,6 +455,7 @@ class Instance:
         if self.state is State.GONE:
             started.close()
             return
+        self.blockers.add(EVENT)
         self._events.add(event)
         timeout_ms = self.connections.event_timeout(self.object_id)
         event.timeout = None if timeout_ms is None else timeout_ms / 1000
@@ -449,18 +467,10 @@ class Instance:
         task = self.tasks.go_on(started, ended, event.cause)
         task.add_done_callback(lambda task: self._finished(event, task))
 
-    def _end_message(self, error: BaseException | None) -> None:
-        """Its handler has ended without waiting; it stays an event until what it wrote is durable."""
-        if self.state is State.GONE:
-            return
-        if error is not None:
-            self.meter.errors += 1
-            log.error("%s: message handler raised", self.object_id.key, exc_info=error)
-        self.output.pass_(self._message_left)
-
     def _message_left(self) -> None:
-        self._last_event = self._now()
-        self.blockers.remove(EVENT)
+        if self.state is not _GONE:
+            self.blockers.remove(EVENT)
+            self._last_event = self._now()
 
     def _timed_out(self, event: Event) -> None:
         if event in self._events:
@@ -504,34 +514,37 @@ class Instance:
 
     # Idle time
 
+    def reasons(self) -> dict[str, int]:
+        """Return what keeps it in memory, and how many times each; nothing: it counts down."""
+        counts = self.blockers.counts()
+        if self._stepping:
+            counts[EVENT] = counts.get(EVENT, 0) + 1
+        return counts
+
     def _busy_changed(self, busy: bool) -> None:
-        if self.state is State.GONE:
+        if self.state is _GONE:
             return
-        now = self._account(not busy)
-        if not busy:
-            self._idle_since = now
-            if self._idle_timer is None:
-                self._idle_timer = self.home.ports.clock.call_later(self.home.limits.idle_s, self._idle)
+        self._account(self._now(), was_busy=not busy)
+        if not busy and self._idle_timer is None:
+            self._idle_timer = self.home.ports.clock.call_later(self.home.limits.idle_s, self._idle)
 
     def _idle(self) -> None:
         """A timer of the past is due: moving it with each event would cost more than looking again."""
         self._idle_timer = None
         if self.blockers or self.state is not State.RUNNING:
             return
-        left = self._idle_since + self.home.limits.idle_s - self._now()
+        left = self._since + self.home.limits.idle_s - self._now()
         if left > 0:
             self._idle_timer = self.home.ports.clock.call_later(left, self._idle)
         else:
             self.leave_soon("idle")
 
-    def _account(self, was_busy: bool) -> float:
-        now = self._now()
-        if was_busy:
+    def _account(self, now: float, was_busy: bool | None = None) -> None:
+        if self._stepping or (self.blockers.total if was_busy is None else was_busy):
             self.meter.active_s += now - self._since
         else:
             self.meter.idle_s += now - self._since
         self._since = now
-        return now
 
 
 class Disposable(Protocol):
@@ -539,10 +552,6 @@ class Disposable(Protocol):
 
     def dispose(self) -> None:
         """Let go of what it stands for."""
-
-
-async def _call(handler: Callable[[WebSocket, Frame], Awaitable[None]], ws: WebSocket, data: Frame) -> None:
-    await handler(ws, data)
 
 
 async def _went_on(instance: Instance) -> None:

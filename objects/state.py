@@ -123,7 +123,7 @@ class ObjectState:
 
     def hibernation_blockers(self) -> dict[str, int]:
         """Return what keeps this instance in memory, by name; inside a handler that is at least the event itself."""
-        return self._instance.blockers.counts()
+        return self._instance.reasons()
 
     # WebSockets. All of it survives hibernation.
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _RESERVED_CODES = frozenset({1004, 1005, 1006, 1015})
 MAX_REASON_BYTES = 123
+_SURELY_SHORT = MAX_MESSAGE_BYTES // 4  # whatever its characters
 
 
 class WebSocket:
@@ -42,9 +43,12 @@ class WebSocket:
         self.connection_id = connection_id
         self.answer: UpgradeAccepted | None = None
         self.failed = False
+        self.stands_alone = False
+        """Whether it was accepted without hibernation: its events go to its reader."""
         self._instance = instance
         self._connections = connections
         self._closing = False
+        self._has_been_open = False
         self._inbox: _Inbox | None = None
 
     def __repr__(self) -> str:
@@ -80,16 +84,29 @@ class WebSocket:
             UsageError: `close` was called, the socket is not accepted, or `message` is neither str nor bytes.
             LimitExceeded: more than 32 MiB.
         """
-        check_message(message)
+        kind = type(message)
+        if (kind is not str and kind is not bytes) or len(message) > _SURELY_SHORT:
+            check_message(message)
         if self.failed:
             return
-        state = self.ready_state
-        if state is ReadyState.CLOSING:
+        if not (self._has_been_open and not self._closing) and not self._may_send():
+            return
+        connections, connection_id = self._connections, self.connection_id
+        if self._instance.output.is_open:
+            connections.send(connection_id, message)
+        else:
+            self._leave(lambda: connections.send(connection_id, message))
+
+    def _may_send(self) -> bool:
+        state = self._connections.ready_state(self.connection_id)
+        if state is ReadyState.CLOSED:
+            return False
+        if self._closing or state is ReadyState.CLOSING:
             raise UsageError("send after close")
         if state is ReadyState.CONNECTING and self.answer is None:
             raise UsageError("the WebSocket has not been accepted")
-        if state is not ReadyState.CLOSED:
-            self._leave(lambda: self._connections.send(self.connection_id, message))
+        self._has_been_open = state is ReadyState.OPEN  # it can only end from here on, and a send after that is ignored
+        return True
 
     def close(self, code: int | None = None, reason: str = "") -> None:
         """Queue a close frame behind what was sent; a second call is ignored.
@@ -134,6 +151,7 @@ class WebSocket:
         """
         self._instance.accept(self, (), protocol, hibernatable=False)
         self._inbox = _Inbox()
+        self.stands_alone = True
         self._instance.blockers.add(WEB_SOCKET)
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
@@ -144,11 +162,6 @@ class WebSocket:
             yield message
 
     # The instance's side
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether it was accepted without hibernation: its events go to its reader."""
-        return self._inbox is not None
 
     def receive(self, message: Frame | None, taken: Callable[[], None]) -> None:
         """Give a message (None: the end) to the reader; `taken` is called when it has it."""
@@ -200,7 +213,7 @@ class _Inbox:
 
 def check_message(message: Frame) -> None:
     """Refuse what cannot be sent as one message."""
-    if not isinstance(message, str | bytes):
+    if not isinstance(message, (str, bytes)):
         raise UsageError(f"a message is str or bytes, not {type(message).__name__}")
     # A character takes at least one byte: encode only what could be too long.
     size = len(message)

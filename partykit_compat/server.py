@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -211,8 +211,13 @@ class Server(DurableObject):
             connection.close(1011, "on_connect failed")
         return None
 
-    async def web_socket_message(self, ws: WebSocket, message: Frame) -> None:
+    def web_socket_message(self, ws: WebSocket, message: Frame) -> Coroutine[Any, Any, None]:
         """Run `on_message`."""
+        if self._started and not self.ordered:
+            return self.on_message(Connection(ws), message)
+        return self._message_in_turn(ws, message)
+
+    async def _message_in_turn(self, ws: WebSocket, message: Frame) -> None:
         await self._ensure_started()
         connection = Connection(ws)
         if not self.ordered:

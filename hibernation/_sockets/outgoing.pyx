@@ -18,7 +18,7 @@ from hibernation._sockets.layout cimport (
     SHUT, TOLD, WRITING, Group, Row, has_tag,
 )
 from hibernation._sockets.rows cimport Rows
-from hibernation._sockets.system cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, close, iovec, msghdr, sendmsg, shutdown
+from hibernation._sockets.system cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, close, iovec, msghdr, send as send_bytes, sendmsg, shutdown
 
 # What became of a frame given to `send`.
 SENT = 0
@@ -35,6 +35,7 @@ cdef enum:
     _CLOSED = 1
     _WRITABLE = 3
     MAX_IOVECS = 16
+    SMALL_FRAME = 1024
 
 
 cdef class Outgoing(Rows):
@@ -114,17 +115,27 @@ cdef class Outgoing(Rows):
         self, Row *row, const void *head, uint64_t head_size, const void *body, uint64_t body_size, uint64_t *written
     ) noexcept:
         """Give two pieces to the socket; `written` is what it took. False: the connection is broken."""
+        cdef uint8_t[SMALL_FRAME] small
         cdef iovec[2] parts
         cdef msghdr message
         cdef ssize_t count
-        parts[0].iov_base = <void *>head
-        parts[0].iov_len = head_size
-        parts[1].iov_base = <void *>body
-        parts[1].iov_len = body_size
-        memset(&message, 0, sizeof(message))
-        message.msg_iov = parts
-        message.msg_iovlen = 2 if body_size else 1
-        count = sendmsg(row.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if body_size and head_size + body_size <= SMALL_FRAME:  # copying is cheaper than a list of pieces
+            memcpy(small, head, head_size)
+            memcpy(small + head_size, body, body_size)
+            head = small
+            head_size += body_size
+            body_size = 0
+        if body_size == 0:
+            count = send_bytes(row.fd, head, head_size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        else:
+            parts[0].iov_base = <void *>head
+            parts[0].iov_len = head_size
+            parts[1].iov_base = <void *>body
+            parts[1].iov_len = body_size
+            memset(&message, 0, sizeof(message))
+            message.msg_iov = parts
+            message.msg_iovlen = 2
+            count = sendmsg(row.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if count < 0 and errno != EAGAIN and errno != EINTR:
             row.flags |= BROKEN
             return False

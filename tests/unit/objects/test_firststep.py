@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -10,54 +10,59 @@ from objects.firststep import FirstSteps, Started
 label: ContextVar[str] = ContextVar("label", default="none")
 
 
+Ending = asyncio.Task[Any] | None
+
+
 class Taker:
-    """Takes first steps outside of any task, as a loop's callback does."""
+    """Takes first steps outside of any task, as a loop's callback does, and lets what waits go on."""
 
     def __init__(self) -> None:
         self.steps = FirstSteps()
 
-    async def take(self, coro: Coroutine[Any, Any, Any], context: Context | None = None) -> Started | None:
-        result: asyncio.Future[Started | None] = asyncio.get_running_loop().create_future()
+    async def take(self, coro: Coroutine[Any, Any, Any], context: Context | None = None) -> Ending:
+        result: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
         def callback() -> None:
             assert self.steps.ready
             try:
-                result.set_result(self.steps.take(coro, context or Context()))
+                started = self.steps.take(context or Context(), lambda _, coro: coro, None, coro)
             except BaseException as error:
                 result.set_exception(error)
+                return
+            if started is not None:
+                started.go_on(lambda awaited, error: drive(started, awaited, error))
+            result.set_result(started and started.task)
 
         self.steps.prepare()
         await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(callback)
         return await result
 
-    async def finish(self, started: Started | None) -> Any:
-        """Drive it to its end in its task, as `gates.gated` does without a gate."""
-        assert started is not None
 
-        class Driven:
-            def __await__(self) -> Any:
-                awaited, error = begin
-                while True:
-                    try:
-                        if error is None:
-                            yield awaited
-                    except BaseException as caught:
-                        error = caught
-                    try:
-                        awaited = started.send(None) if error is None else started.throw(error)
-                    except StopIteration as stop:
-                        return stop.value
-                    error = None
+async def drive(started: Started, awaited: Any, error: BaseException | None) -> Any:
+    """What `gates.gated` does, without a gate."""
 
-        async def rest(awaited: Any, error: BaseException | None) -> Any:
-            nonlocal begin
-            begin = awaited, error
-            return await Driven()
+    class Driven:
+        def __await__(self) -> Any:
+            at, thrown = awaited, error
+            while True:
+                try:
+                    if thrown is None:
+                        yield at
+                except BaseException as caught:
+                    thrown = caught
+                try:
+                    at = started.send(None) if thrown is None else started.throw(thrown)
+                except StopIteration as stop:
+                    return stop.value
+                thrown = None
 
-        begin: tuple[Any, BaseException | None]
-        started.go_on(rest)
-        return await started.task
+    return await Driven()
+
+
+async def end(task: Ending) -> Any:
+    assert task is not None
+    return await task
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ async def test_code_that_waits_goes_on_in_the_task_it_began_in(taker: Taker) -> 
 
     started = await taker.take(code())
     assert await taker.take(nothing()) is None  # others have a spare of their own
-    assert await taker.finish(started) == "done"
+    assert await end(started) == "done"
     assert len(set(tasks)) == 1
 
 
@@ -110,7 +115,7 @@ async def test_a_future_that_several_await_wakes_all(taker: Taker) -> None:
     here = asyncio.ensure_future(code())
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_soon(future.set_result, "all")
-    assert await asyncio.gather(taker.finish(one), taker.finish(two), here) == ["all"] * 3
+    assert await asyncio.gather(end(one), end(two), here) == ["all"] * 3
 
 
 async def test_timeouts_and_task_groups_begun_in_the_first_step_work_later(taker: Taker) -> None:
@@ -127,8 +132,8 @@ async def test_timeouts_and_task_groups_begun_in_the_first_step_work_later(taker
             one, two = tasks.create_task(asyncio.sleep(0.001, 1)), tasks.create_task(asyncio.sleep(0, 2))
         return one.result() + two.result()
 
-    assert await taker.finish(await taker.take(late())) == "timed out"
-    assert await taker.finish(await taker.take(group())) == 3
+    assert await end(await taker.take(late())) == "timed out"
+    assert await end(await taker.take(group())) == 3
 
 
 async def test_each_step_runs_in_the_context_given(taker: Taker) -> None:
@@ -141,7 +146,7 @@ async def test_each_step_runs_in_the_context_given(taker: Taker) -> None:
         await asyncio.sleep(0)
         return [*seen, label.get()]
 
-    assert await taker.finish(await taker.take(code(), context)) == ["mine", "changed"]
+    assert await end(await taker.take(code(), context)) == ["mine", "changed"]
     assert context[label] == "changed"
     assert label.get() == "none"
 
@@ -166,13 +171,13 @@ async def test_cancelling_its_task_is_thrown_into_it(taker: Taker, when: str) ->
             seen.append("cancelled")
         return "ended"
 
-    started = await taker.take(code())
-    assert started is not None
+    task = await taker.take(code())
+    assert task is not None
     if when == "before it goes on":
-        started.task.cancel()
+        task.cancel()
     else:
-        asyncio.get_running_loop().call_later(0.001, started.task.cancel)
-    assert await taker.finish(started) == "ended"
+        asyncio.get_running_loop().call_later(0.001, task.cancel)
+    assert await end(task) == "ended"
     assert seen == ["cancelled"]
 
 
@@ -186,18 +191,26 @@ async def test_code_that_cancels_its_own_task_does_not_end_those_after_it(taker:
     assert await taker.take(nothing()) is None
 
 
-async def test_it_is_not_ready_inside_a_task_or_before_its_spare_has_begun() -> None:
+async def test_code_that_cancels_its_own_task_and_waits_gets_the_cancellation(taker: Taker) -> None:
+    async def code() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "never"
+
+    assert await end(await taker.take(code())) == "cancelled"
+
+
+async def test_it_is_ready_when_its_spare_task_has_begun() -> None:
     steps = FirstSteps()
     assert not steps.ready
+    steps.prepare()
+    assert not steps.ready
     await asyncio.sleep(0)
-    assert not steps.ready  # this is a task
-    ready: list[bool] = []
-    await outside(lambda: ready.append(steps.ready))
-    assert ready == [True]
+    assert steps.ready
     await steps.close()
-
-
-async def outside(callback: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_soon(callback)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    assert not steps.ready
