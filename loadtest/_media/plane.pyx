@@ -478,7 +478,7 @@ cdef class Plane:
         try:
             p = self.find(peer)
             for i in range(p.incoming_count):
-                count += p.incoming[i].reception.first_frame_at == 0
+                count += p.incoming[i].reception.frames == 0
             return count
         finally:
             self.release()

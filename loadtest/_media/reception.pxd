@@ -296,7 +296,7 @@ cdef inline void reception_show(Reception *r, int64_t now) noexcept nogil:
     """A decodable frame is whole."""
     cdef int64_t gap = now - r.last_frame_at
     r.frames += 1
-    if r.first_frame_at == 0:
+    if r.frames == 1:
         r.first_frame_at = now
     elif r.video:
         if r.frames > FREEZE_FRAMES_MIN and gap > freeze_limit(r):
