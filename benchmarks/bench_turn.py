@@ -1,12 +1,18 @@
-"""CPU per relayed packet and memory per allocation: our TURN server beside coturn and a bare relay in the same run.
+"""CPU per relayed packet, added delay and memory per allocation: our TURN server beside coturn and a bare relay.
 
-Method. Hosts and pinning as in `bench_forward`. Every allocation has one peer, a UDP socket on the client host; clients
-come from many addresses of it. Half of the packets go up (client to peer), half come down. 160 B payloads go one by
-one, evenly spaced and shared evenly among allocations, as calls do: each wakes the server, so this is the dearest way
-for packets to come. 1,100 B payloads go in frames of ten, each frame in one GSO train, as video does. With channels,
-ChannelData both ways; with indications, Send up and Data down. Server CPU is the scheduler's account of all its
-threads. Memory is the growth of resident memory from the first allocation to the last. The ceiling is a loop of epoll,
-recvmsg and sendmsg over connected sockets (`_ceiling/relay.pyx`): what the kernel asks for packets that come like this.
+Method. Hosts and pinning as in `bench_forward`. All servers of a case run at once and take turns, `--rounds` times, for
+0.7 s each, so that whatever else the machine does hits all of them; the table shows medians and ranges. Every
+allocation has one peer, a UDP socket on the client host; clients come from many addresses of it. Half of the packets go
+up (client to peer), half come down. 160 B payloads go one by one, evenly spaced and shared evenly among allocations, as
+calls do: the dearest way for packets to come. 1,100 B payloads go in frames of ten, each frame in one GSO train, as
+video does. With channels, ChannelData both ways; with indications, Send up and Data down. Server CPU is the scheduler's
+account of all its threads, receiving on the far end of the veth pair included. Delay is from the sender's call to the
+receiver's read, the client process's own time included: compare, do not add up. Memory is the growth of resident memory
+from the first allocation to the last.
+
+The ceiling is a loop of epoll, recvmsg and sendmsg over connected sockets (`_ceiling/relay.pyx`) without tables,
+permissions or accounts; `ceiling, 200 µs` sleeps so long after each round, as a relay thread of ours does under load.
+`torpor, 0 µs` never waits for packets to gather (`turn.gather_us_max = 0`).
 
     python -m benchmarks.bench_turn [--rounds N] [--only CASE]
 """
@@ -15,317 +21,227 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import select
-import socket
 import statistics
-import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.bench_forward import table
-from benchmarks.servers import Torpor, _Process
+from benchmarks.relays import (
+    SMALL_BYTES,
+    SOURCES_NETWORK,
+    Case,
+    Ceiling,
+    Coturn,
+    Pair,
+    RelayServer,
+    TorporTurn,
+    make_certificate,
+)
 from loadtest.peers import hosts
-from loadtest.peers.coturn import CoturnServer
-from loadtest.peers.hosts import CLIENT_HOST, SERVER_HOST
-from loadtest.turn_client import TurnClient
 
-SOL_UDP, UDP_SEGMENT = 17, 103
-# Clients come from many addresses: a server may limit what a single one does, and challenges are limited by ours.
-SOURCES_NETWORK, SOURCES, SOURCES_COUNT = "10.87.87.128/25", ("10.87.87", 128), 120
-FRAME_PACKETS = 10
-CHANNEL_HEAD_BYTES = 4
-INDICATION_HEAD_BYTES = 36  # header, XOR-PEER-ADDRESS of IPv4, DATA's own head
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """`allocations` that relay `pps` packets a second in all."""
-
-    allocations: int
-    payload_bytes: int
-    channels: bool
-    pps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.allocations} × {self.payload_bytes} B {'channels' if self.channels else 'indications'}"
-
+SECONDS, WARM_UP, SETTLE = 0.7, 0.2, 0.1
+GATHER_US = 200
 
 CASES = [
-    Case(allocations, payload_bytes, channels, 20_000)
-    for channels in (True, False)
-    for payload_bytes in (160, 1100)
-    for allocations in (1, 10, 200)
+    Case(1, 160, True, 100),  # a lone call
+    *(Case(allocations, 160, True, 20_000) for allocations in (1, 10, 200)),
+    Case(60, 160, True, 60_000),  # busy ones
+    Case(500, 160, True, 50_000),  # calls: 50 packets a second each way
+    *(Case(allocations, 1100, True, 20_000) for allocations in (1, 10, 200)),
+    *(Case(allocations, payload, False, 20_000) for payload in (160, 1100) for allocations in (1, 10, 200)),
+    *(
+        Case(allocations, payload, True, 20_000, transport)
+        for transport in ("tcp", "tls")
+        for payload in (160, 1100)
+        for allocations in (1, 60)
+    ),
 ]
 
 
-class RelayServer(Protocol):
-    """A server under measurement."""
-
-    name: str
-
-    async def start(self) -> None:
-        """Start and wait until it answers."""
-
-    async def open_pair(self, case: Case, index: int) -> Pair:
-        """A client with its allocation, and its peer."""
-
-    async def ready(self) -> None:
-        """Called once when all pairs are open."""
-
-    def cpu_ns(self) -> int:
-        """CPU time so far."""
-
-    def resident_bytes(self) -> int:
-        """Resident memory."""
-
-    async def stop(self) -> None:
-        """End the process."""
-
-
-class Pair:
-    """Two connected sockets and what they send: `up` to the server's client side, `down` to the relayed address."""
-
-    def __init__(self, case: Case, client: socket.socket, peer: socket.socket, up: bytes) -> None:
-        self.sockets = client, peer
-        payload = bytes(case.payload_bytes)
-        self.packets = 1 if case.payload_bytes < 500 else FRAME_PACKETS
-        self._trains = (up * self.packets, len(up)), (payload * self.packets, len(payload))
-        for sock in self.sockets:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
-
-    def send(self, *, up: bool) -> None:
-        sock, (data, size) = self.sockets[not up], self._trains[not up]
-        if self.packets == 1:
-            sock.send(data)
-        else:
-            sock.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("H", size))])
-
-    def close(self) -> None:
-        for sock in self.sockets:
-            sock.close()
-
-
-class AllocatedPair(Pair):
-    """One made by TURN."""
-
-    def __init__(self, case: Case, client: TurnClient) -> None:
-        peer = udp_socket()
-        relayed = client.allocate()
-        address = peer.getsockname()
-        if case.channels:
-            up = client.channel_data(client.bind_channel(address), bytes(case.payload_bytes))
-        else:
-            client.permit(CLIENT_HOST)
-            up = client.send_indication(address, bytes(case.payload_bytes))
-        peer.connect(relayed)
-        super().__init__(case, client.socket, peer, up)
-        self._client = client
-
-    def close(self) -> None:
-        self._client.close()
-        super().close()
-
-
-def udp_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((CLIENT_HOST, 0))
-    return sock
-
-
-async def allocate(credentials: tuple[str, str], case: Case, index: int) -> Pair:
-    source = f"{SOURCES[0]}.{SOURCES[1] + index % SOURCES_COUNT}"
-    client = TurnClient((SERVER_HOST, 3478), *credentials, host=source)
-    return await asyncio.to_thread(AllocatedPair, case, client)
-
-
-class Ceiling(_Process):
-    """The bare relay."""
-
-    name = "ceiling"
-
-    async def start(self) -> None:
-        """Nothing: it is started with the first pair, when the head is known."""
-
-    async def open_pair(self, case: Case, index: int) -> Pair:
-        head = bytes(CHANNEL_HEAD_BYTES if case.channels else INDICATION_HEAD_BYTES)
-        if self.process is None:
-            command = [sys.executable, "-m", "benchmarks.relay_ceiling", SERVER_HOST, head.hex()]
-            self.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        sockets = udp_socket(), udp_socket()
-        print(*(word for sock in sockets for word in sock.getsockname()), file=self.process.stdin, flush=True)
-        for sock, port in zip(sockets, self.process.stdout.readline().split(), strict=True):
-            sock.connect((SERVER_HOST, int(port)))
-        return Pair(case, *sockets, head + bytes(case.payload_bytes))
-
-    async def ready(self) -> None:
-        assert self.process is not None
-        assert self.process.stdin is not None
-        print("run", file=self.process.stdin, flush=True)
-
-
-class Coturn(CoturnServer):
-    """Debian's coturn with one relay thread, long-term credentials, nothing else switched on."""
-
-    def __init__(self) -> None:
-        super().__init__(host=SERVER_HOST, loopback_peers=False, core=0, netns=hosts.SERVER_NAMESPACE)
-
-    async def open_pair(self, case: Case, index: int) -> Pair:
-        return await allocate((self.username, self.password), case, index)
-
-    async def ready(self) -> None:
-        """Nothing to do."""
-
-
-class TorporTurn(Torpor):
-    """Ours, with credentials from its HTTP API."""
-
-    def __init__(self) -> None:
-        super().__init__(environment={"TORPOR_TURN_ALLOW_PEERS": CLIENT_HOST})
-        self._credentials: tuple[str, str] | None = None
-
-    async def open_pair(self, case: Case, index: int) -> Pair:
-        if self._credentials is None:
-            url = f"{self.url}/v1/turn/keys/{self.turn_key_id}/credentials/generate"
-            headers = {"authorization": f"Bearer {self.turn_key_token}"}
-            answer = (await self._http.post(url, headers=headers)).json()["iceServers"]
-            self._credentials = answer["username"], answer["credential"]
-        return await allocate(self._credentials, case, index)
+def servers(case: Case, certificate: tuple[Path, Path]) -> list[RelayServer]:
+    """Who takes turns."""
+    if case.transport != "udp":
+        return [Coturn(certificate), TorporTurn(certificate)]
+    if case.payload_bytes < SMALL_BYTES and case.channels:
+        return [Ceiling(), Ceiling(GATHER_US), Coturn(), TorporTurn(), TorporTurn(gather_us=0)]
+    return [Ceiling(), Coturn(), TorporTurn()]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One run."""
+class Turn:
+    """What one turn of a server measured."""
 
-    relayed: int
+    received: int
     expected: int
     cpu_ns: int
-    kib_per_allocation: float
+    delays_us: list[float]
 
     @property
     def cpu_s_per_million(self) -> float:
         """CPU-seconds per million packets that arrived."""
-        return self.cpu_ns / max(1, self.relayed) / 1000
+        return self.cpu_ns / max(1, self.received) / 1000
 
     @property
     def loss(self) -> float:
         """Share of packets that did not arrive."""
-        return 1 - self.relayed / max(1, self.expected)
+        return 1 - self.received / max(1, self.expected)
+
+    def delay_us(self, quantile: float) -> float:
+        """A quantile of all delays."""
+        values = sorted(self.delays_us)
+        return values[min(len(values) - 1, int(quantile * len(values)))] if values else float("nan")
 
 
-async def measure(make: Callable[[], RelayServer], case: Case, seconds: float) -> Result:
-    """Start a server, open the pairs, relay, count."""
-    server = make()
-    await server.start()
-    pairs: list[Pair] = []
-    try:
-        pairs.append(await server.open_pair(case, 0))
-        memory = server.resident_bytes()
-        while len(pairs) < case.allocations:
-            pairs.append(await server.open_pair(case, len(pairs)))
-        kib = (server.resident_bytes() - memory) / max(1, case.allocations - 1) / 1024
-        await server.ready()
-        return relay(server, pairs, case, seconds, kib)
-    finally:
-        for pair in pairs:
-            pair.close()
-        await server.stop()
+class Stand:
+    """A server with its pairs of a case, ready to take turns."""
 
+    def __init__(self, server: RelayServer, case: Case) -> None:
+        self.server = server
+        self.case = case
+        self.turns: list[Turn] = []
+        self.kib_per_allocation = 0.0
+        self._pairs: list[Pair] = []
+        self._epoll = select.epoll()
+        self._owners: dict[int, tuple[Pair, int]] = {}
+        self._buffer = bytearray(1 << 18)
+        self._stamps: list[tuple[int, list[int]]] = []
 
-def relay(server: RelayServer, pairs: list[Pair], case: Case, seconds: float, kib: float) -> Result:
-    epoll = select.epoll()
-    sockets = {}
-    for pair in pairs:
-        for sock in pair.sockets:
-            sockets[sock.fileno()] = sock
-            epoll.register(sock.fileno(), select.EPOLLIN)
-    buffer = bytearray(65535)
-    received = 0
+    async def open(self) -> None:
+        """Start the server, make the pairs."""
+        await self.server.start()
+        self._pairs.append(await self.server.open_pair(self.case, 0))
+        memory = self.server.resident_bytes()
+        while len(self._pairs) < self.case.allocations:
+            self._pairs.append(await self.server.open_pair(self.case, len(self._pairs)))
+        self.kib_per_allocation = (self.server.resident_bytes() - memory) / max(1, self.case.allocations - 1) / 1024
+        await self.server.ready()
+        for pair in self._pairs:
+            for side, sock in enumerate(pair.sockets):
+                self._owners[sock.fileno()] = pair, side
+                self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._run(WARM_UP)
 
-    def drain(timeout: float) -> None:
-        nonlocal received
-        for fd, _ in epoll.poll(timeout):
-            sock = sockets[fd]
-            try:
-                while True:
-                    if sock.recv_into(buffer) > case.payload_bytes - 1:
-                        received += 1
-            except (BlockingIOError, ConnectionRefusedError):
-                pass
+    def take_turn(self) -> Turn:
+        """Offer the load for SECONDS."""
+        cpu = self.server.cpu_ns()
+        expected = self._run(SECONDS)
+        cpu = self.server.cpu_ns() - cpu
+        delays = [(at - stamp) / 1000 for at, stamps in self._stamps for stamp in stamps]
+        turn = Turn(len(delays), expected, cpu, delays)
+        self.turns.append(turn)
+        return turn
 
-    per_turn = pairs[0].packets
-    interval = per_turn / case.pps
+    def _drain(self, timeout: float) -> None:
+        for fd, _ in self._epoll.poll(timeout):
+            pair, side = self._owners[fd]
+            if stamps := pair.receive(pair.sockets[side], self._buffer):
+                self._stamps.append((time.perf_counter_ns(), stamps))
 
-    def phase(duration: float) -> int:
-        turns = int(duration / interval)
+    def _run(self, seconds: float) -> int:
+        """Returns how many packets were sent."""
+        self._stamps = []
+        per_send = self.case.packets
+        interval = per_send / self.case.pps
+        sends = int(seconds / interval)
         begun = time.perf_counter()
-        for turn in range(turns):
-            due = begun + turn * interval
-            drain(0)
+        for number in range(sends):
+            due = begun + number * interval
+            self._drain(0)
             while (wait := due - time.perf_counter()) > 0:
-                drain(wait if wait > 0.001 else 0)
-            pairs[turn // 2 % len(pairs)].send(up=turn % 2 == 0)
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
-            drain(0.05)
-        return turns * per_turn
+                self._drain(wait if wait > 0.001 else 0)
+            self._pairs[number // 2 % len(self._pairs)].send(time.perf_counter_ns(), up=number % 2 == 0)
+        end = time.perf_counter() + SETTLE
+        while (wait := end - time.perf_counter()) > 0:
+            self._drain(wait)
+        return sends * per_send
 
-    phase(0.5)
-    received = 0
-    cpu = server.cpu_ns()
-    expected = phase(seconds)
-    epoll.close()
-    return Result(received, expected, server.cpu_ns() - cpu, kib)
+    async def close(self) -> None:
+        """Release everything."""
+        for pair in self._pairs:
+            pair.close()
+        self._epoll.close()
+        await self.server.stop()
+
+
+async def measure(case: Case, rounds: int, certificate: tuple[Path, Path]) -> list[Stand]:
+    """All servers of a case, taking turns."""
+    stands = [Stand(server, case) for server in servers(case, certificate)]
+    try:
+        for stand in stands:
+            await stand.open()
+        gc.disable()
+        for number in range(rounds):
+            for stand in stands:
+                turn = stand.take_turn()
+                print(
+                    f"{case.name:40} {stand.server.name:16} round {number + 1}: {turn.cpu_s_per_million:6.2f} s"
+                    f"  loss {turn.loss:.2%}  p50 {turn.delay_us(0.5):.0f} p99 {turn.delay_us(0.99):.0f} µs",
+                    flush=True,
+                )
+    finally:
+        gc.enable()
+        for stand in stands:
+            await stand.close()
+    return stands
+
+
+def rows_of(case: Case, stands: list[Stand]) -> list[list[str]]:
+    """A line for each server."""
+
+    def median(stand: Stand, figure: Callable[[Turn], float]) -> float:
+        return statistics.median(map(figure, stand.turns))
+
+    cpu = {stand.server.name: median(stand, lambda t: t.cpu_s_per_million) for stand in stands}
+    rows = []
+    for stand in stands:
+        name = stand.server.name
+        values = [turn.cpu_s_per_million for turn in stand.turns]
+        delays = " / ".join(f"{median(stand, lambda t, q=q: t.delay_us(q)):.0f}" for q in (0.5, 0.99))  # type: ignore[misc]
+        rows.append(
+            [
+                case.name,
+                name,
+                f"{median(stand, lambda t: t.loss):.2%}",
+                f"{cpu[name]:.2f} ({min(values):.2f}–{max(values):.2f})",
+                f"{cpu[name] / cpu['coturn']:.2f}",
+                f"{cpu[name] / cpu['ceiling']:.2f}" if "ceiling" in cpu else "",
+                delays,
+                f"{stand.kib_per_allocation:.1f}" if case.allocations >= 60 and "ceiling" not in name else "",
+            ]
+        )
+    return rows
 
 
 async def measure_all(options: argparse.Namespace) -> None:
-    rows = [["case", "server", "loss", "CPU s per million packets", "× coturn", "× ceiling", "KiB per allocation"]]
-    servers: list[type[RelayServer]] = [Ceiling, Coturn, TorporTurn]
-    for case in (case for case in CASES if options.only in case.name):
-        runs: dict[str, list[Result]] = {}
-        for _ in range(options.rounds):
-            for make in servers:
-                result = await measure(make, case, 2.0)
-                runs.setdefault(make.name, []).append(result)
-                print(
-                    f"{case.name:26} {make.name:7} {result.cpu_s_per_million:6.2f} s  loss {result.loss:.2%}",
-                    flush=True,
-                )
-        medians = {name: statistics.median(r.cpu_s_per_million for r in results) for name, results in runs.items()}
-        for name, results in runs.items():
-            values = [r.cpu_s_per_million for r in results]
-            rows.append(
-                [
-                    case.name,
-                    name,
-                    f"{statistics.median(r.loss for r in results):.2%}",
-                    f"{medians[name]:.2f} ({min(values):.2f}–{max(values):.2f})",
-                    f"{medians[name] / medians['coturn']:.2f}",
-                    f"{medians[name] / medians['ceiling']:.2f}",
-                    f"{statistics.median(r.kib_per_allocation for r in results):.1f}"
-                    if case.allocations >= 200 and name != "ceiling"
-                    else "",
-                ]
-            )
-    print(machine.save("turn", "Relaying", "make bench", f"{__doc__}\n\n{table(rows)}"))
+    """Every case whose name contains what was asked for; the page is written anew after each."""
+    rows = [["case", "server", "loss", "CPU s per million", "× coturn", "× ceiling", "p50 / p99 µs", "KiB/allocation"]]
+    command = " ".join(["python -m benchmarks.bench_turn", *sys.argv[1:]])
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = make_certificate(Path(folder))
+        for case in (case for case in CASES if options.only in case.name):
+            rows += rows_of(case, await measure(case, options.rounds, certificate))
+            path = machine.save("turn", "Relaying", command, f"{__doc__}\n\n{table(rows)}")
+    print(table(rows))
+    print(path)
 
 
 def main() -> int:
     """Make the test hosts, measure on the client host."""
     parser = argparse.ArgumentParser(description="CPU per relayed packet beside coturn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()
+    if not any(options.only in case.name for case in CASES):
+        parser.error("no such case: " + "; ".join(case.name for case in CASES))
     if not hosts.inside():
         return hosts.on_client_host("benchmarks.bench_turn", sys.argv[1:])
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})

@@ -26,7 +26,7 @@ def main() -> None:
             sock.connect(far)
             sockets.append(sock)
         print(*(sock.getsockname()[1] for sock in sockets[-2:]), flush=True)
-    relay([sock.fileno() for sock in sockets], head)
+    relay([sock.fileno() for sock in sockets], head, int(sys.argv[3]))
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class _Process:
 class Torpor(TorporServer):
     """`torpor serve` with one forwarding thread, and what else `environment` says."""
 
-    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
-        super().__init__(host=SERVER_HOST, core=0, netns=SERVER_NAMESPACE, environment=environment)
+    def __init__(self, *, environment: Mapping[str, str] | None = None, port: int | None = None) -> None:
+        super().__init__(host=SERVER_HOST, port=port, core=0, netns=SERVER_NAMESPACE, environment=environment)
         headers = {"authorization": f"Bearer {self.app_secret}"}
         self._http = httpx.AsyncClient(base_url=self.api, headers=headers, timeout=30)
         self._tracks: dict[MediaPeer, dict[str, str]] = {}

@@ -186,8 +186,8 @@ class TurnEndpoint:
         for number, frames in self._plane.take_output():
             if (connection := self._connections.get(number)) is not None:
                 connection.write(frames)
-        self._schedule()
         if messages:
+            self._schedule()
             # There may be more than one call gives; other tasks go first.
             asyncio.get_running_loop().call_soon(self._plane_has_more)
 
@@ -288,8 +288,11 @@ class TurnEndpoint:
 
     def receive(self, connection: _Connection, origin: StreamOrigin, messages: list[bytes]) -> None:
         """Whole messages of a connection: data is relayed at once, the rest goes through the server."""
+        control = self._plane.receive_stream(origin.worker, origin.connection, messages)
+        if not control:  # data changes no deadline
+            return
         now = self._clock()
-        for message in self._plane.receive_stream(origin.worker, origin.connection, messages):
+        for message in control:
             if origin.connection not in self._connections:
                 return
             if connection.requests.take(1, now):

@@ -21,6 +21,11 @@ cdef extern from * nogil:
     #define UDP_GRO 104
     #endif
 
+    #include <sys/prctl.h>
+    #include <time.h>
+    static void sleep_precisely(void) { prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); }
+    static void sleep_us(int us) { struct timespec t = {0, us * 1000}; nanosleep(&t, NULL); }
+
     static inline void put_segment_size(struct msghdr *header, void *control, uint16_t size) {
         header->msg_control = control;
         header->msg_controllen = CMSG_SPACE(sizeof(uint16_t));
@@ -66,6 +71,8 @@ cdef extern from * nogil:
     void put_segment_size(msghdr *header, void *control, uint16_t size)
     int get_segment_size(msghdr *header, int whole)
     void watch(int epoll, int fd, uint32_t mark)
+    void sleep_precisely()
+    void sleep_us(int us)
     uint32_t mark_of(const epoll_event *event)
 
 cdef enum:
@@ -75,12 +82,13 @@ cdef enum:
     TRAIN_BYTES_MAX = 65000
 
 
-def relay(list sockets, bytes head) -> None:
+def relay(list sockets, bytes head, int gather_us) -> None:
     """Relay until the process is ended.
 
     Args:
         sockets: descriptors with UDP_GRO on, in pairs: towards the client, towards the peer; connected.
         head: what stands before each payload on the client's side, at most 64 bytes.
+        gather_us: after a round sleep so long, so that packets gather; 0: never.
     """
     cdef int count = len(sockets), head_size = len(head), i
     cdef int *fds = <int *>calloc(count, sizeof(int))
@@ -92,53 +100,66 @@ def relay(list sockets, bytes head) -> None:
         fds[i] = sockets[i]
         watch(epoll, fds[i], i)
     with nogil:
-        run(epoll, fds, head_copy, head_size)
+        run(epoll, fds, head_copy, head_size, gather_us)
 
 
-cdef void run(int epoll, int *fds, uint8_t *head, int head_size) noexcept nogil:
+cdef void run(int epoll, int *fds, uint8_t *head, int head_size, int gather_us) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef uint8_t *incoming = <uint8_t *>calloc(1, BUFFER_BYTES)
     cdef uint8_t *outgoing = <uint8_t *>calloc(1, BUFFER_BYTES)
+    cdef int ready, i
+    cdef uint32_t mark
+    sleep_precisely()
+    while True:
+        ready = 0
+        if gather_us:
+            sleep_us(gather_us)
+            ready = epoll_wait(epoll, events, EVENTS, 0)
+        if ready == 0:
+            ready = epoll_wait(epoll, events, EVENTS, -1)
+        for i in range(ready):
+            mark = mark_of(&events[i])
+            while relay_one(fds[mark], fds[mark ^ 1], mark & 1, incoming, outgoing, head, head_size) and gather_us:
+                pass
+
+
+cdef bint relay_one(int source, int destination, bint down, uint8_t *incoming, uint8_t *outgoing, uint8_t *head, int head_size) noexcept nogil:
+    """What one receive call gives. False: nothing."""
     cdef uint8_t control[64]
     cdef iovec vector
     cdef msghdr message
-    cdef int ready, i, whole, segment, at, size, first, total
-    cdef uint32_t mark
-    while True:
-        ready = epoll_wait(epoll, events, EVENTS, -1)
-        for i in range(ready):
-            mark = mark_of(&events[i])
+    cdef int whole, segment, at = 0, size, first = 0, total = 0
+    memset(&message, 0, sizeof(message))
+    vector.iov_base = incoming
+    vector.iov_len = BUFFER_BYTES
+    message.msg_iov = &vector
+    message.msg_iovlen = 1
+    message.msg_control = control
+    message.msg_controllen = sizeof(control)
+    whole = <int>recvmsg(source, &message, MSG_DONTWAIT)
+    if whole <= 0:
+        return False
+    segment = get_segment_size(&message, whole)
+    while at < whole:
+        size = segment if whole - at > segment else whole - at
+        if down:
+            memcpy(outgoing + total, head, head_size)
+            memcpy(outgoing + total + head_size, incoming + at, size)
+            size += head_size
+        else:
+            size -= head_size
+            memcpy(outgoing + total, incoming + at + head_size, size)
+        total += size
+        first = first if first else size
+        at += segment
+        if at >= whole or total + first > TRAIN_BYTES_MAX:
             memset(&message, 0, sizeof(message))
-            vector.iov_base = incoming
-            vector.iov_len = BUFFER_BYTES
+            vector.iov_base = outgoing
+            vector.iov_len = total
             message.msg_iov = &vector
             message.msg_iovlen = 1
-            message.msg_control = control
-            message.msg_controllen = sizeof(control)
-            whole = <int>recvmsg(fds[mark], &message, MSG_DONTWAIT)
-            if whole <= 0:
-                continue
-            segment = get_segment_size(&message, whole)
-            at = total = first = 0
-            while at < whole:
-                size = segment if whole - at > segment else whole - at
-                if mark & 1:
-                    memcpy(outgoing + total, head, head_size)
-                    memcpy(outgoing + total + head_size, incoming + at, size)
-                    size += head_size
-                else:
-                    size -= head_size
-                    memcpy(outgoing + total, incoming + at + head_size, size)
-                total += size
-                first = first if first else size
-                at += segment
-                if at >= whole or total + first > TRAIN_BYTES_MAX:
-                    memset(&message, 0, sizeof(message))
-                    vector.iov_base = outgoing
-                    vector.iov_len = total
-                    message.msg_iov = &vector
-                    message.msg_iovlen = 1
-                    if total > first:
-                        put_segment_size(&message, control, <uint16_t>first)
-                    sendmsg(fds[mark ^ 1], &message, MSG_DONTWAIT)
-                    total = first = 0
+            if total > first:
+                put_segment_size(&message, control, <uint16_t>first)
+            sendmsg(destination, &message, MSG_DONTWAIT)
+            total = first = 0
+    return True

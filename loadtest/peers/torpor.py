@@ -20,6 +20,7 @@ class TorporServer(ServerProcess):
 
     Args:
         host: address to bind, HTTP and UDP alike.
+        port: HTTP and media; None: a free one, in a namespace 8787.
         core: pins it to one core, and gives it one forwarding and one relay thread.
         environment: `TORPOR_*` variables over ours, to change any setting.
     """
@@ -31,6 +32,7 @@ class TorporServer(ServerProcess):
         self,
         *,
         host: str = "127.0.0.1",
+        port: int | None = None,
         core: int | None = None,
         netns: str | None = None,
         environment: Mapping[str, str] | None = None,
@@ -47,7 +49,7 @@ class TorporServer(ServerProcess):
         self.app_secret = secrets.token_hex(32)
         self.turn_key_id = "load"
         self.turn_key_token = secrets.token_hex(32)
-        self.port = free_port(host) if netns is None else 8787
+        self.port = port or (free_port(host) if netns is None else 8787)
         self.turn_port = free_port(host) if netns is None else 3478
         self.url = f"http://{host}:{self.port}"
         threads = {} if core is None else {"TORPOR_MEDIA_THREADS": "1", "TORPOR_TURN_THREADS": "1"}

@@ -14,11 +14,11 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EMSGSIZE, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
-from turn._relay.packet cimport be16
+from turn._relay.packet cimport be16, put16
 from turn._relay.table cimport (
     CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, IGNORED, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
     Client, Outcome, Relay, RelayTable, Shard, Worker, atomic_load, client_link, decide_client, decide_peer,
@@ -600,8 +600,7 @@ cdef class Plane(RelayTable):
         cdef bytes message
         cdef double now = monotonic()
         control = []
-        host, port = stream_key(connection)
-        parse_address(&source, host, port)
+        stream_address(&source, connection)
         with nogil:
             self.lock(worker)
         try:
@@ -645,8 +644,7 @@ cdef class Plane(RelayTable):
         cdef Address key
         cdef Client *client
         cdef uint64_t one = 1
-        host, port = stream_key(connection)
-        parse_address(&key, host, port)
+        stream_address(&key, connection)
         with nogil:
             self.lock(worker)
         client = client_link(&self.workers[worker].shard, STREAM, &key)[0]
@@ -685,6 +683,15 @@ cdef class Plane(RelayTable):
 
 cdef tuple stream_key(uint32_t connection):
     return f"0.0.{connection >> 24}.{connection >> 16 & 255}", connection & 0xFFFF
+
+
+cdef void stream_address(Address *out, uint32_t connection) noexcept:
+    """`stream_key` parsed."""
+    memset(out, 0, sizeof(Address))
+    (<uint16_t *>out.raw)[0] = AF_INET
+    put16(out.raw + 2, connection & 0xFFFF)
+    put16(out.raw + 6, connection >> 16)
+    out.length = 16
 
 
 cdef uint32_t stream_number(const Address *key) noexcept:
