@@ -1,235 +1,239 @@
-"""WebSockets: bytes per idle connection, CPU per echo, per auto-response and per broadcast delivery; peers beside us.
+"""Rooms and WebSockets: CPU per message, memory and CPU of idle connections, waking, durable writes; peers beside us.
 
-Method. Each server is a process on core 0, the driver one on core 1, over loopback TCP; same driver and bytes for all,
-64-byte text messages, no compression, uvloop for all that take a loop. CPU is the scheduler's account of the server's
-process, soft interrupts included, divided by messages, so the driver's speed does not matter. `epoll` is a bare C loop
-that parses nothing and keeps nothing per connection (`_ceiling/sockets.pyx`): the floor that system calls set. "sparse"
-gives each connection one message at a time, "dense" sixteen in one segment. Idle memory is resident memory of the
-server with all connected less that before, after a warm-up; kernel memory is not in it. Servers take turns.
+Method. Each server is a process on core 0, the clients are one on the last core, over loopback TCP; same clients and
+bytes for all, text of 64 bytes, no compression, no pings, uvloop for all that take a loop. `torpor` is `torpor serve`
+with the load room, `workerd` the same room as a hibernating partyserver class; the others have no rooms. CPU is the
+scheduler's account of the server's process, soft interrupts included, divided by messages, so the clients' speed does
+not matter. `epoll` is a bare C loop that parses nothing and keeps nothing per connection (`_ceiling/sockets.pyx`): the
+floor that system calls set; in "broadcast" it sends to one socket after the other. Servers take turns; × is the median
+over the bare loop's.
 
-    python -m benchmarks.bench_sockets [--quick] [--idle N] [--rounds N]
+- *echo, sparse*: 50 connections in 25 rooms, one message under way each; *dense*: sixteen in one segment.
+- *auto-response*: as sparse; `ping` is answered `pong` without the room (on workerd and Torpor only).
+- *broadcast*: one room, per receiver, the next message when all have the last one.
+- *idle*: rooms of 100; resident memory with all connected less that before, after a warm-up of 200; after 12 s, when
+  rooms hibernate. Kernel memory is not in it.
+- *wake*: one connection each in 1,000 rooms that have been idle for 12 s; a message to one after the other, time to its
+  echo; *awake* is the same once more.
+- *durable writes*: acknowledged when on disk. One room with 16 connections, then 1,000 rooms with one each, every
+  connection with one write under way.
+
+    python -m benchmarks.bench_sockets [--quick] [--rounds N] [--idle N] [--only PART,...] [--servers NAME,...]
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import asyncio
 import os
-import select
-import socket
+import resource
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, socket_clients
 from benchmarks.bench_forward import table
-from benchmarks.socket_servers import FRAME, PAYLOAD
+from benchmarks.socket_servers import PAYLOAD, make
 
-ECHO_CONNECTIONS = 50
-RECEIVERS = 500
+SERVERS = ("epoll", "torpor", "workerd", "picows", "uvicorn", "websockets")
+ROOM_SERVERS = ("torpor", "workerd")
 DENSE = 16
+RECEIVERS = (2_000, 5_000)
+WAKING_ROOMS = 1_000
+REST = 12.0
+"""Seconds until the rooms of both servers that have some have hibernated: ten, and a little."""
+
+Figures = dict[tuple[str, str], list[float]]
+"""Server and measure to one value a turn."""
 
 
-def masked(text: str) -> bytes:
-    """A client's frame."""
-    body = text.encode()
-    mask = b"\x11\x22\x33\x44"
-    return b"\x81" + bytes([0x80 | len(body)]) + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(body))
+@contextmanager
+def running(name: str) -> Iterator[Any]:
+    """A started server, on core 0."""
+    server = make(name)
+    asyncio.run(server.start())
+    try:
+        yield server
+    finally:
+        asyncio.run(server.stop())
 
 
-class Server:
-    """A server process."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.socket_servers", name], stdout=subprocess.PIPE, cwd=machine.ROOT
-        )
-        os.sched_setaffinity(self._process.pid, {0})
-        assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
-
-    def connect(self, count: int, path: str = "/") -> list[socket.socket]:
-        """Open WebSockets, one after the other, so that none is refused."""
-        request = (
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        ).encode()
-        clients = []
-        for _ in range(count):
-            for attempt in range(20):
-                try:
-                    client = socket.create_connection(("127.0.0.1", self.port))
-                    break
-                except ConnectionRefusedError:  # it has printed its port and is about to listen
-                    time.sleep(0.05 * attempt)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.sendall(request)
-            answer = b""
-            while not answer.endswith(b"\r\n\r\n"):
-                answer += client.recv(4096)
-            assert answer.startswith(b"HTTP/1.1 101"), answer
-            clients.append(client)
-        return clients
-
-    def cpu_ns(self) -> int:
-        """CPU so far."""
-        return machine.process_cpu_ns(self._process.pid)
-
-    def resident_bytes(self) -> int:
-        """Resident memory now."""
-        return machine.resident_bytes(self._process.pid)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
-def echo(server: Server, path: str, batch: int, messages: int, reply_bytes: int = len(FRAME)) -> float:
-    """CPU in µs per message and reply."""
-    clients = server.connect(ECHO_CONNECTIONS, path)
-    data = masked(PAYLOAD) * batch
-    epoll = select.epoll()
-    by_fd = {client.fileno(): client for client in clients}
-    pending = dict.fromkeys(by_fd, 0)
-
-    def go(rounds: int) -> None:
-        left = dict.fromkeys(by_fd, rounds)
-        for fd, client in by_fd.items():
-            pending[fd] = reply_bytes
-            client.sendall(data)
-        running = len(by_fd)
-        while running:
-            for fd, _ in epoll.poll():
-                pending[fd] -= len(by_fd[fd].recv(65536))
-                if pending[fd] <= 0:
-                    left[fd] -= 1
-                    if left[fd] > 0:
-                        pending[fd] += reply_bytes
-                        by_fd[fd].send(data)
-                    elif left[fd] == 0:
-                        running -= 1
-
-    for fd in by_fd:
-        epoll.register(fd, select.EPOLLIN)
-    rounds = max(1, messages // batch // len(clients))
-    go(max(1, rounds // 10))
-    before = server.cpu_ns()
-    go(rounds)
-    spent = server.cpu_ns() - before
-    epoll.close()
-    for client in clients:
-        client.close()
-    return spent / (rounds * batch * len(clients)) / 1000
-
-
-def broadcast(server: Server, rounds: int) -> float:
-    """CPU in µs per receiver and message."""
-    sender, *receivers = server.connect(RECEIVERS + 1)
-    go = masked("go")
-    epoll = select.epoll()
-    by_fd = {client.fileno(): client for client in receivers}
-    for fd in by_fd:
-        epoll.register(fd, select.EPOLLIN)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            sender.sendall(go)
-            due = len(FRAME) * len(receivers)
-            while due:
-                for fd, _ in epoll.poll():
-                    due -= len(by_fd[fd].recv(65536))
-
-    run(max(1, rounds // 10))
-    before = server.cpu_ns()
-    run(rounds)
-    spent = server.cpu_ns() - before
-    epoll.close()
-    for client in [sender, *receivers]:
-        client.close()
-    return spent / (rounds * len(receivers)) / 1000
-
-
-def idle(server: Server, count: int) -> tuple[float, float]:
-    """Resident bytes per idle connection; CPU of the process in ms per second while all are idle."""
-    warm = server.connect(200)
-    time.sleep(0.3)
-    before = server.resident_bytes()
-    clients = server.connect(count)
-    time.sleep(1.0)
-    grown = server.resident_bytes() - before
-    cpu = server.cpu_ns()
-    time.sleep(2.0)
-    cpu = server.cpu_ns() - cpu
-    for client in [*warm, *clients]:
-        client.close()
-    return grown / count, cpu / 2e6
-
-
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median and range."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+class Bench:
+    """Measures part after part; the page on disk always holds what there is so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.servers = [name for name in SERVERS if name in options.servers]
+        self.figures: Figures = {}
+        self.notes: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+
+    def note(self, server: Any, measure: str, value: float) -> None:
+        """Keep a value."""
+        label = server.name.split("-")[0]
+        if server.version:
+            self.versions[label] = server.version
+        self.figures.setdefault((label, measure), []).append(value)
+        print(f"{label:12} {measure:24} {value:12.2f}", flush=True)
+
+    # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def messages(self) -> None:
+        """CPU per echo and per auto-response."""
+        count = 15_000 if self.options.quick else 50_000
+        for _ in range(self.options.rounds):
+            for name in self.servers:
+                with running(name) as server:
+                    value = socket_clients.echo(server, PAYLOAD, 66, batch=1, messages=count)
+                    self.note(server, "echo, sparse", value)
+                    if name == "epoll":  # it answers a segment, whatever is in it
+                        continue
+                    value = socket_clients.echo(server, PAYLOAD, 66, batch=DENSE, messages=count)
+                    self.note(server, "echo, dense", value)
+                    if name in ROOM_SERVERS:
+                        value = socket_clients.echo(server, "ping", 6, batch=1, messages=count)
+                        self.note(server, "auto-response", value)
+            if "epoll" in self.servers:
+                with running("epoll-pong") as server:
+                    value = socket_clients.echo(server, "ping", 6, batch=1, messages=count)
+                    self.note(server, "auto-response", value)
+            self.save()
+
+    def broadcasts(self) -> None:
+        """CPU per delivery of one message to all in a room."""
+        deliveries = 60_000 if self.options.quick else 200_000
+        for _ in range(self.options.rounds):
+            for name in self.servers:
+                with running("epoll-fan-out" if name == "epoll" else name) as server:
+                    clients = socket_clients.connect(server, ["room"])
+                    for receivers in RECEIVERS:
+                        clients += socket_clients.connect(server, ["room"] * (1 + receivers - len(clients)))
+                        sender, *others = clients
+                        value = socket_clients.broadcast(server, sender, others, "b" * 64, deliveries // receivers)
+                        self.note(server, f"broadcast to {receivers}", value)
+                    socket_clients.close(clients)
+            self.save()
+
+    def idle(self) -> None:
+        """What a connection costs that does nothing."""
+        count = 2_000 if self.options.quick else self.options.idle
+        for name in self.servers:
+            with running(name) as server:
+                each, cpu = socket_clients.idle(server, count, 100, REST if name in ROOM_SERVERS else 2.0, 5.0)
+                self.note(server, f"bytes each of {count}", each)
+                self.note(server, "CPU ms per s", cpu)
+            self.save()
+
+    def waking(self) -> None:
+        """How long a message takes that wakes its room."""
+        rooms = 200 if self.options.quick else WAKING_ROOMS
+        for name in self.room_servers():
+            with running(name) as server:
+                clients = socket_clients.connect(server, [f"wake{n}" for n in range(rooms)])
+                time.sleep(REST)
+                asleep = socket_clients.round_trips(clients, PAYLOAD)
+                awake = socket_clients.round_trips(clients, PAYLOAD)
+                socket_clients.close(clients)
+                for label, times in (("asleep", asleep), ("awake", awake)):
+                    self.note(server, f"{label} p50 ms", times[len(times) // 2] * 1000)
+                    self.note(server, f"{label} p99 ms", times[int(len(times) * 0.99)] * 1000)
+            self.save()
+
+    def durable(self) -> None:
+        """Acknowledged writes per second."""
+        seconds = 2.0 if self.options.quick else 4.0
+        self.notes["disk"] = socket_clients.disk()
+        for _ in range(self.options.rounds):
+            for name in self.room_servers():
+                with running(name) as server:
+                    for label, rooms in (
+                        ("one room", ["one"] * 16),
+                        ("1,000 rooms", [f"many{n}" for n in range(1000)]),
+                    ):
+                        clients = socket_clients.connect(server, rooms)
+                        self.note(server, f"writes/s, {label}", socket_clients.writes(clients, "w" * 64, seconds))
+                        socket_clients.close(clients)
+            self.save()
+
+    def room_servers(self) -> list[str]:
+        """Those with rooms."""
+        return [name for name in self.servers if name in ROOM_SERVERS]
+
+    # ── the page ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self) -> None:
+        """Write the page."""
+        command = " ".join(["python -m benchmarks.bench_sockets", *sys.argv[1:]])
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        parts = [__doc__ or "", f"Versions: {versions}." if versions else ""]
+        parts.append(f"CPU in µs per message, median (range) of {self.options.rounds} turns.")
+        measures = ["echo, sparse", "echo, dense", "auto-response", *(f"broadcast to {count}" for count in RECEIVERS)]
+        parts.append(self._table(measures, ratio=True))
+        parts.append(self._table([name for name in self._measures() if "bytes" in name or "CPU ms" in name]))
+        parts.append(self._table([name for name in self._measures() if "sleep" in name or "awake" in name]))
+        parts.append(self._table([name for name in self._measures() if "writes" in name]))
+        if "disk" in self.notes:
+            parts.append(f"Disk of temporary files, where both keep their rooms: {self.notes['disk']}.")
+        self.page = machine.save("sockets", "Rooms and WebSockets", command, "\n\n".join(filter(None, parts)))
+
+    def _measures(self) -> list[str]:
+        return list(dict.fromkeys(measure for _, measure in self.figures))
+
+    def _table(self, measures: Sequence[str], *, ratio: bool = False) -> str:
+        measures = [measure for measure in measures if measure in self._measures()]
+        if not measures:
+            return ""
+        rows = [["server", *measures]]
+        for name in self.servers:
+            cells = []
+            for measure in measures:
+                values, floor = self.figures.get((name, measure)), self.figures.get(("epoll", measure))
+                cell = spread(values) if values else ""
+                if ratio and values and floor and name != "epoll":
+                    cell += f", {statistics.median(values) / statistics.median(floor):.2f} ×"
+                cells.append(cell)
+            if any(cells):
+                rows.append([name, *cells])
+        return table(rows)
 
 
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--idle", type=int, default=5000, help="idle connections (default 5000)")
+    parts: dict[str, Callable[[Bench], None]] = {
+        "messages": Bench.messages,
+        "broadcasts": Bench.broadcasts,
+        "idle": Bench.idle,
+        "waking": Bench.waking,
+        "durable": Bench.durable,
+    }
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--quick", action="store_true", help="fewer messages and connections: an indication")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default 3)")
-    options, _ = parser.parse_known_args()
-    os.sched_setaffinity(0, {1})
-    messages = 20_000 if options.quick else 60_000
-    peers = ["torpor", "uvicorn", "websockets"] + (["picows"] if importlib.util.find_spec("picows") else [])
-
-    results: dict[tuple[str, str], list[float]] = {}
-    for round_number in range(options.rounds):
-        for name in ["epoll", "epoll-fan-out", *peers]:
-            server = Server(name)
-            try:
-                figures: dict[str, float] = {}
-                if name == "epoll-fan-out":
-                    figures["broadcast"] = broadcast(server, messages // RECEIVERS)
-                else:
-                    figures["sparse"] = echo(server, "/", 1, messages)
-                    if name != "epoll":  # it answers a segment, not a message
-                        figures["dense"] = echo(server, "/", DENSE, messages, len(FRAME) * DENSE)
-                        figures["broadcast"] = broadcast(server, messages // RECEIVERS)
-                    if name == "torpor":
-                        figures["auto sparse"] = echo(server, "/auto", 1, messages)
-                        figures["auto dense"] = echo(server, "/auto", DENSE, messages, len(FRAME) * DENSE)
-            finally:
-                server.close()
-            label = "epoll" if name == "epoll-fan-out" else name
-            for figure, value in figures.items():
-                results.setdefault((label, figure), []).append(value)
-            print(round_number, name, {figure: round(value, 2) for figure, value in figures.items()}, flush=True)
-
-    rows = [["server", "echo, sparse", "echo, dense", "broadcast, per receiver"]]
-    for label, kind in [("epoll", ""), ("torpor", "auto "), *((peer, "") for peer in peers)]:
-        cells = [
-            results.get((label, figure))
-            for figure in (f"{kind}sparse", f"{kind}dense", "broadcast" if not kind else "none")
-        ]
-        rows.append([f"{label} {'auto-response' if kind else ''}".strip(), *(spread(c) if c else "" for c in cells)])
-    memory = [["server", "idle connections", "bytes each", "CPU ms per s"]]
-    for name in ["epoll", *peers]:
-        server = Server(name)
-        try:
-            count = min(options.idle, 18_000)
-            each, cpu = idle(server, count)
-        finally:
-            server.close()
-        memory.append([name, str(count), f"{each:.0f}", f"{cpu:.1f}"])
-        print(memory[-1], flush=True)
-    body = f"CPU in µs per message, median (range) of {options.rounds} turns.\n\n{table(rows)}\n\n{table(memory)}"
-    print(body)
-    command = "python -m benchmarks.bench_sockets " + " ".join(sys.argv[1:])
-    print(machine.save("sockets", "WebSockets: echo, auto-response, broadcast, idle memory", command.strip(), body))
+    parser.add_argument("--idle", type=int, default=15_000, help="idle connections (default 15000)")
+    parser.add_argument("--only", type=names, default=list(parts), help=f"parts, of {','.join(parts)}")
+    parser.add_argument("--servers", type=names, default=list(SERVERS), help=f"of {','.join(SERVERS)}")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    bench, begun = Bench(options), time.monotonic()
+    for name, part in parts.items():
+        if name in options.only:
+            print(f"» {name}, after {time.monotonic() - begun:.0f} s", flush=True)
+            part(bench)
+    print(bench.page.read_text())
+    print(f"{bench.page}, after {time.monotonic() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,15 @@ def save(name: str, title: str, command: str, body: str) -> Path:
     return path
 
 
+def file_system(path: Path) -> str:
+    """Type and device of the file system that holds `path`."""
+    mounts = [line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    device, _, kind = max(
+        (mount for mount in mounts if path.resolve().is_relative_to(mount[1])), key=lambda mount: len(mount[1])
+    )
+    return f"{kind} on {device}"
+
+
 def process_cpu_ns(pid: int) -> int:
     """CPU time of all threads of a process so far, in ns (scheduler's own account, soft interrupts in it included)."""
     total = 0

@@ -1,7 +1,8 @@
-"""The servers of `bench_sockets`, each in a process of its own: `python -m benchmarks.socket_servers NAME`.
+"""The servers of `bench_sockets`: Torpor and workerd with the load room, and without rooms a bare epoll loop, picows,
+uvicorn and `websockets`.
 
-All answer a text message with the same payload; a message that is `go` is answered by one message of 64 bytes to every
-other connection. The first line they print is their port.
+Those without rooms keep to the contract of the load room as if all were in one (see `loadtest.peers`): they run here,
+each as `python -m benchmarks.socket_servers NAME PORT` on uvloop.
 """
 
 from __future__ import annotations
@@ -9,87 +10,68 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-PAYLOAD = "x" * 64
-FRAME = b"\x81\x40" + PAYLOAD.encode()
+from benchmarks import machine
+from loadtest.peers.process import ServerProcess, free_port
+from loadtest.peers.torpor import TorporServer
+from loadtest.peers.workerd import WorkerdServer
+
+PAYLOAD = "e" * 64
+PONG = b"\x81\x04pong"
+
+
+def frame(text: str) -> bytes:
+    """A server's frame of a short text."""
+    return b"\x81" + bytes([len(text)]) + text.encode()
+
+
+class Local(ServerProcess):
+    """One of `SERVERS`, which has no rooms."""
+
+    room_path = "/"
+
+    def __init__(self, name: str, core: int) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "benchmarks.socket_servers", name, str(self.port)]
+        super().__init__(name, command, self._listens, core=core, folder=machine.ROOT)
+
+    async def _listens(self) -> bool:
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        return True
+
+
+def make(name: str, core: int = 0) -> Any:
+    """A server by its name in the tables, not started: a `ServerProcess` with `port` and `room_path`."""
+    if name == "workerd":
+        return WorkerdServer(core=core)
+    if name == "torpor":
+        # Rooms only; pings off, as nobody else in the tables sends any; no limit on what one client address may do.
+        settings = {"MEDIA_ENABLED": "false", "TURN_ENABLED": "false", "ROOMS_PING_INTERVAL": "0"}
+        return TorporServer(core=core, environment={f"TORPOR_{key}": value for key, value in settings.items()})
+    return Local(name, core)
+
+
+# ── in the servers' processes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def listen() -> socket.socket:
-    """A listening socket on a port of the system's choice, which is printed."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    """The listening socket."""
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=4096)
     listener.setblocking(False)
-    print(listener.getsockname()[1], flush=True)
     return listener
 
 
-def ceiling(fan_out: bool) -> Callable[[], None]:
+def ceiling(reply: bytes, fan_out: bool) -> Callable[[], None]:
     """The bare loop."""
 
     def run() -> None:
         from benchmarks._ceiling.sockets import serve
 
-        serve(listen().detach(), b"HTTP/1.1 101 Switching Protocols\r\n\r\n", FRAME, fan_out)
+        serve(listen().detach(), b"HTTP/1.1 101 Switching Protocols\r\n\r\n", reply, fan_out)
 
     return run
-
-
-async def torpor() -> None:
-    """The whole path: uvicorn, endpoint, table, dispatcher; objects are a function. `x...` is also an auto-response
-    of connections that ask for `/auto`."""
-    import uvicorn
-
-    from hibernation._sockets.table import SocketTable
-    from hibernation.dispatcher import Dispatcher
-    from hibernation.endpoint import UPGRADE_EXTENSION, HandshakeSettings, websocket_protocol
-    from hibernation.manager import HibernationManager
-    from hibernation.service import SocketService
-    from objects.ids import IdFactory
-    from objects.ports import AutoResponse, Delivery, MessageReceived, UpgradeAccepted
-
-    loop = asyncio.get_running_loop()
-
-    class Clock:
-        def monotonic(self) -> float:
-            return loop.time()
-
-        def unix_ms(self) -> int:
-            return round(time.time() * 1000)
-
-        def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-            return loop.call_later(delay, callback)
-
-    ids = IdFactory("bench", bytes(16))
-    rooms = {"/auto": ids.from_name("auto"), "/": ids.from_name("echo")}
-    table = SocketTable()
-    manager = HibernationManager(table, Clock())
-
-    class Objects:
-        async def connect(self, object_id: Any, request: Any) -> UpgradeAccepted:
-            manager.accept(object_id, request.connection_id, (), True)
-            if object_id == rooms["/auto"] and not manager.auto_responses(object_id):
-                manager.set_auto_responses(object_id, [AutoResponse(PAYLOAD, PAYLOAD)])
-            return UpgradeAccepted()
-
-        def deliver(self, object_id: Any, event: Any, settled: Callable[[Delivery], None]) -> None:
-            if isinstance(event, MessageReceived):
-                if event.data == "go":
-                    manager.broadcast(object_id, PAYLOAD, exclude=[event.connection_id])
-                else:
-                    manager.send(event.connection_id, event.data)
-            loop.call_soon(settled, Delivery.DISPATCHED)
-
-    service = SocketService(manager, Dispatcher(manager, Objects()))
-    service.start()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await scope["extensions"][UPGRADE_EXTENSION].hand_to(rooms[scope["path"]])
-
-    protocol = websocket_protocol(service, HandshakeSettings(rate_per_address=0))
-    config = uvicorn.Config(application, ws=protocol, lifespan="off", log_config=None)
-    await uvicorn.Server(config).serve(sockets=[listen()])
 
 
 async def websockets_server() -> None:
@@ -103,8 +85,8 @@ async def websockets_server() -> None:
         everyone.add(connection)
         try:
             async for message in connection:
-                if message == "go":
-                    broadcast(everyone - {connection}, PAYLOAD)
+                if str(message).startswith("b"):
+                    broadcast(everyone - {connection}, message)
                 else:
                     await connection.send(message)
         except ConnectionClosed:
@@ -112,7 +94,7 @@ async def websockets_server() -> None:
         finally:
             everyone.discard(connection)
 
-    async with serve(handler, sock=listen(), compression=None):
+    async with serve(handler, sock=listen(), compression=None, ping_interval=None):
         await asyncio.Future()
 
 
@@ -127,21 +109,26 @@ async def uvicorn_server() -> None:
         await send({"type": "websocket.accept"})
         everyone.add(send)
         while (event := await receive())["type"] == "websocket.receive":
-            if event["text"] == "go":
+            if event["text"].startswith("b"):
                 for other in everyone - {send}:
-                    await other({"type": "websocket.send", "text": PAYLOAD})
+                    await other({"type": "websocket.send", "text": event["text"]})
             else:
                 await send({"type": "websocket.send", "text": event["text"]})
         everyone.discard(send)
 
     config = uvicorn.Config(
-        application, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off", log_config=None
+        application,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        lifespan="off",
+        log_config=None,
     )
     await uvicorn.Server(config).serve(sockets=[listen()])
 
 
 async def picows_server() -> None:
-    """picows, if installed."""
+    """picows: frames in Cython, handlers called directly."""
     import picows
 
     everyone: set[Any] = set()
@@ -157,10 +144,10 @@ async def picows_server() -> None:
             if frame.msg_type != picows.WSMsgType.TEXT:
                 return
             payload = frame.get_payload_as_bytes()
-            if payload == b"go":
+            if payload.startswith(b"b"):
                 for other in everyone:
                     if other is not transport:
-                        other.send(picows.WSMsgType.TEXT, PAYLOAD.encode())
+                        other.send(picows.WSMsgType.TEXT, payload)
             else:
                 transport.send(picows.WSMsgType.TEXT, payload)
 
@@ -169,9 +156,9 @@ async def picows_server() -> None:
 
 
 SERVERS: dict[str, Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]] = {
-    "epoll": ceiling(fan_out=False),
-    "epoll-fan-out": ceiling(fan_out=True),
-    "torpor": torpor,
+    "epoll": ceiling(frame(PAYLOAD), fan_out=False),
+    "epoll-pong": ceiling(PONG, fan_out=False),
+    "epoll-fan-out": ceiling(frame("b" * 64), fan_out=True),
     "picows": picows_server,
     "uvicorn": uvicorn_server,
     "websockets": websockets_server,
@@ -179,9 +166,13 @@ SERVERS: dict[str, Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]]
 
 
 def main() -> None:
-    """Run the server that the first argument names, on uvloop."""
+    """Run the server that the first argument names."""
+    import resource
+
     import uvloop
 
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     server = SERVERS[sys.argv[1]]
     coroutine = server()
     if coroutine is not None:
