@@ -74,6 +74,15 @@ class Histogram:
         self.sum += other.sum
         self.max = max(self.max, other.max)
 
+    def minus(self, earlier: Histogram) -> Histogram:
+        """What was counted since `earlier`, a copy of this one then. The maximum stays that of all time."""
+        since = Histogram()
+        for bucket, count in self._counts.items():
+            if added := count - earlier._counts.get(bucket, 0):
+                since._counts[bucket] = added
+        since.count, since.sum, since.max = self.count - earlier.count, self.sum - earlier.sum, self.max
+        return since
+
     def quantile(self, q: float) -> float:
         """The duration that a share `q` (0 to 1) does not exceed, in seconds; NaN when empty."""
         if not self.count:

@@ -1,4 +1,4 @@
-"""The `torpor` command: `serve`, `dev`, `check`, `rooms`, `openapi`.
+"""The `torpor` command: `serve`, `dev`, `check`, `rooms`, `load`, `openapi`.
 
 Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong settings or usage, 128 + n killed by a second signal n.
 """
@@ -24,6 +24,7 @@ from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET, Settings
 from torpor.dev import develop
 from torpor.errors import StartRefused, TorporError
 from torpor.lifespan import Ports, serve
+from torpor.load import load
 from torpor.parties import load_parties, name_parties
 from torpor.room_list import ask, table
 from turn.service import TurnService, TurnSettings
@@ -41,6 +42,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
+    if arguments[:1] == ["load"]:
+        return run_load(arguments[1:])
     options = vars(parser().parse_args(arguments))
     command, file = options.pop("command"), options.pop("config", None)
     try:
@@ -67,12 +70,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_load(arguments: Sequence[str]) -> int:
+    """`torpor load`, which has a grammar of its own."""
+    try:
+        return load(arguments)
+    except TorporError as error:
+        print(f"torpor: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
 def parser() -> argparse.ArgumentParser:
     """The grammar of the command line; a flag per setting."""
     top = argparse.ArgumentParser(prog="torpor", description="Self-hosted realtime server.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"torpor {torpor.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("openapi", help="print the OpenAPI document", allow_abbrev=False)
+    commands.add_parser("load", help="put a server under load: see torpor load --help", add_help=False)
     rooms = commands.add_parser("rooms", help="list the rooms of a running server", allow_abbrev=False)
     rooms.add_argument("--url", help="where it is (default: where the settings say)")
     rooms.add_argument("--config", type=Path, metavar="FILE", help="its TOML file (default: torpor.toml, if there)")

@@ -84,15 +84,14 @@ class TurnRelay:
         """
         if pps <= 0 or size < SIZE_MIN:
             raise ValueError(f"{pps} packets/s of {size} bytes")
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = time.monotonic()  # the loop's own clock counts whole milliseconds on uvloop
         for index in range(int(seconds * pps)):
             due = begun + index / pps
-            if (wait := due - loop.time()) > 0:
+            if (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             elif index % 16 == 0:
                 await asyncio.sleep(0)  # behind schedule; others must run, too
-            now = loop.time()
+            now = time.monotonic()
             self._lag.record(now - due)
             self._forget_lost(now)
             self._sent_at[self._number] = now
@@ -100,12 +99,12 @@ class TurnRelay:
             self._number += 1
             self._counts["sent"] += 1
             self._carrier.send(channel_data(_CHANNEL, payload) + b"\0" * (-size % 4 if self._carrier.stream else 0))
-        await asyncio.sleep(max(0.0, begun + seconds - loop.time()))
+        await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
 
     def figures(self) -> TurnFigures:
         """Counters so far."""
         with contextlib.suppress(RuntimeError):
-            self._forget_lost(asyncio.get_running_loop().time())
+            self._forget_lost(time.monotonic())
         allocate = Histogram()
         allocate.record(self.allocate_seconds)
         copies = [Histogram.from_json(h.to_json()) for h in (self._round_trip, self._lag)]
@@ -144,7 +143,7 @@ class TurnRelay:
         family = socket.AF_INET6 if ":" in self._echo.address[0] else socket.AF_INET
         reply = await self._calls.call(Method.ALLOCATE, TurnRequests.allocation(600, family))
         self.relayed = TurnRequests.relayed(reply)
-        self.allocate_seconds = asyncio.get_running_loop().time() - begun
+        self.allocate_seconds = time.monotonic() - begun
         await self._calls.call(Method.CREATE_PERMISSION, [], (self._echo.address[0], 0))
         await self._calls.call(Method.CHANNEL_BIND, TurnRequests.channel(_CHANNEL), self._echo.address)
         self._refreshing = asyncio.create_task(self._keep())
@@ -162,7 +161,7 @@ class TurnRelay:
         if sent_at is not None:
             self._counts["echoed"] += 1
             self._counts["bytes"] += size
-            self._round_trip.record(asyncio.get_running_loop().time() - sent_at)
+            self._round_trip.record(time.monotonic() - sent_at)
 
     async def _keep(self) -> None:
         while True:
@@ -195,7 +194,7 @@ async def open_relay(server: TurnServer, *, host: str = "", peer_host: str = "")
     loop = asyncio.get_running_loop()
     echo = _Echo()
     await loop.create_datagram_endpoint(lambda: echo, local_addr=(peer_host or _beside(server.host), 0))
-    begun = loop.time()
+    begun = time.monotonic()
     try:
         carrier = await _connect(server, host)
     except BaseException:

@@ -12,4 +12,8 @@
 
 An HTTP GET of the room's address answers 200 with JSON `{"connections": N}`, where the server's rooms can answer HTTP.
 Nothing else is sent by the room: no greeting, no presence.
+
+The dialect `text` sends a message as one WebSocket text frame, to `room_path`. The dialect `socket.io` speaks
+Engine.IO 4 over WebSocket alone, to `/socket.io/?EIO=4&transport=websocket&room=<room>`: each message, either way, is
+the only argument of the event `message` in the namespace `/`.
 """

@@ -1,0 +1,249 @@
+"""Media and relays of an engine: `loadtest.media` behind operations, its counters as figures.
+
+The media client is started when the first user needs it. Its counters only grow; a report takes what was added since
+the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from loadtest.engine.rooms import RoomFailed
+from loadtest.figures import Figures
+from loadtest.histogram import Histogram
+
+if TYPE_CHECKING:
+    from loadtest.engine.server import Engine
+    from loadtest.media.client import MediaClient
+    from loadtest.media.figures import Mergeable, PublicationFigures, SubscriptionFigures
+    from loadtest.media.target import MediaTarget, Publication, Subscription
+    from loadtest.media.turn import TurnFigures, TurnRelay
+
+
+def register(engine: Engine) -> Callable[[], Awaitable[None]]:
+    """Offer the media operations on an engine; returns what frees everything at its end."""
+    media = Media()
+    engine.register("media.publish", media.publish)
+    engine.register("media.subscribe", media.subscribe)
+    engine.register("media.check", media.check)
+    engine.register("media.leave", media.leave)
+    engine.register("turn.open", media.open_relay)
+    engine.register("turn.echo", media.echo)
+    engine.add_source(media.take)
+    return media.aclose
+
+
+class Media:
+    """All publications, subscriptions and relays of an engine, by number."""
+
+    def __init__(self) -> None:
+        from loadtest.media.figures import PublicationFigures, SubscriptionFigures
+
+        self._client: MediaClient | None = None
+        self._starting = asyncio.Lock()
+        self._targets: dict[str, MediaTarget] = {}
+        self._publications: dict[int, Publication] = {}
+        self._subscriptions: dict[int, Subscription] = {}
+        self._relays: dict[int, TurnRelay] = {}
+        self._next = 1
+        self._ended_publications = PublicationFigures()
+        self._ended_subscriptions = SubscriptionFigures()
+        self._ended_relays: TurnFigures | None = None
+        self._reported = Figures()
+
+    async def publish(self, target: Mapping[str, str], source: Mapping[str, Any]) -> tuple[int, dict[str, Any], float]:
+        """Join as a publisher; its number, its reference for subscribers, and the seconds it took.
+
+        Args:
+            target: see `_target`.
+            source: fields of `MediaSource`.
+        """
+        from loadtest.media.source import MediaSource
+
+        publication = await (await self._target(target)).publish(MediaSource(**source))
+        number = self._number()
+        self._publications[number] = publication
+        return number, publication.ref.to_json(), publication.join_seconds
+
+    async def subscribe(
+        self, target: Mapping[str, str], refs: list[dict[str, Any]], rid: str, verify: bool, within: float
+    ) -> tuple[int, float, float]:
+        """Join as a subscriber; its number, seconds to join and seconds until every track has brought a frame."""
+        from loadtest.media.target import PublicationRef
+
+        wanted = [PublicationRef.from_json(ref) for ref in refs]
+        subscription = await (await self._target(target)).subscribe(wanted, rid=rid, verify=verify)
+        number = self._number()
+        self._subscriptions[number] = subscription
+        return number, subscription.join_seconds, await subscription.wait_for_media(within)
+
+    async def check(self, number: int) -> None:
+        """Raise when a publication or subscription has ended by itself."""
+        session = self._publications.get(number) or self._subscriptions.get(number)
+        if session is None:
+            raise RoomFailed("left already")
+        if session.failure:
+            raise RoomFailed(session.failure)
+
+    async def leave(self, number: int) -> None:
+        """End a publication, subscription or relay; what it counted stays."""
+        if (publication := self._publications.pop(number, None)) is not None:
+            await publication.leave()
+            self._ended_publications = self._ended_publications.merge(publication.figures())
+        elif (subscription := self._subscriptions.pop(number, None)) is not None:
+            await subscription.leave()
+            self._ended_subscriptions = self._ended_subscriptions.merge(subscription.figures())
+        elif (relay := self._relays.pop(number, None)) is not None:
+            await relay.close()
+            figures = relay.figures()
+            self._ended_relays = figures if self._ended_relays is None else self._ended_relays.merge(figures)
+
+    async def open_relay(self, server: Mapping[str, Any]) -> tuple[int, float]:
+        """Allocate a relay with a channel to an echoing peer; its number and the seconds the allocation took."""
+        from loadtest.media.turn import TurnServer, open_relay
+
+        relay = await open_relay(TurnServer(**await turn_server(server)))
+        number = self._number()
+        self._relays[number] = relay
+        return number, relay.allocate_seconds
+
+    async def echo(self, number: int, seconds: float, pps: float, size: int) -> None:
+        """Send through a relay on a schedule; what comes back is counted."""
+        await self._relays[number].echo(seconds=seconds, pps=pps, size=size)
+
+    def take(self) -> Figures:
+        """What was added to the counters since the last call."""
+        current = Figures()
+        publications: PublicationFigures = self._ended_publications
+        for publication in self._publications.values():
+            publications = publications.merge(publication.figures())
+        subscriptions: SubscriptionFigures = self._ended_subscriptions
+        for subscription in self._subscriptions.values():
+            subscriptions = subscriptions.merge(subscription.figures())
+        flatten("publish", publications, current)
+        flatten("subscribe", subscriptions, current)
+        relays = self._ended_relays
+        for relay in self._relays.values():
+            relays = relay.figures() if relays is None else relays.merge(relay.figures())
+        if relays is not None:
+            flatten("turn", relays, current)
+        if self._client is not None:
+            flatten("plane", self._client.figures(), current)
+        added = subtract(current, self._reported)
+        self._reported = current
+        return added
+
+    async def aclose(self) -> None:
+        """Leave everything."""
+        for number in [*self._publications, *self._subscriptions, *self._relays]:
+            with contextlib.suppress(Exception):
+                await self.leave(number)
+        for target in self._targets.values():
+            await target.close()
+        if self._client is not None:
+            await self._client.__aexit__(None, None, None)
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    async def _target(self, wanted: Mapping[str, str]) -> MediaTarget:
+        """The server that `{"kind": "torpor" | "janus", "url": ..., ...}` describes; made once."""
+        from loadtest.media.client import MediaClient
+
+        key = repr(sorted(wanted.items()))
+        async with self._starting:
+            if self._client is None:
+                client = MediaClient(host=local_address(wanted["url"]))
+                self._client = await client.__aenter__()
+            if key not in self._targets:
+                self._targets[key] = await _make_target(self._client, wanted)
+            return self._targets[key]
+
+
+async def _make_target(client: MediaClient, wanted: Mapping[str, str]) -> MediaTarget:
+    if wanted["kind"] == "torpor":
+        from loadtest.media.torpor import TorporTarget
+
+        return TorporTarget(client, wanted["url"], wanted["app_id"], wanted["app_secret"])
+    if wanted["kind"] == "janus":
+        from loadtest.media.janus import JanusTarget
+
+        return JanusTarget(client, wanted["url"])
+    raise RoomFailed(f"no media on a target of the kind {wanted['kind']!r}")
+
+
+async def turn_server(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `TurnServer`: as given, or by a credential asked for over HTTP where `key_id` names a TURN key."""
+    if "key_id" not in wanted:
+        return dict(wanted)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        address = f"{wanted['url']}/v1/turn/keys/{wanted['key_id']}/credentials/generate-ice-servers"
+        headers = {"authorization": f"Bearer {wanted['key_token']}"}
+        try:
+            response = await client.post(address, headers=headers, json={"ttl": 3600})
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            raise RoomFailed(f"no TURN credential: {error}") from error
+    transport = wanted.get("transport", "udp")
+    for server in response.json()["iceServers"]:
+        for url in [server["urls"]] if isinstance(server["urls"], str) else server["urls"]:
+            scheme, _, rest = url.partition(":")
+            place, _, query = rest.partition("?")
+            used = "tls" if scheme == "turns" else query.removeprefix("transport=") or "udp"
+            if scheme.startswith("turn") and used == transport:
+                host, _, port = place.rpartition(":")
+                return {
+                    "host": host.strip("[]"),
+                    "port": int(port),
+                    "username": server["username"],
+                    "password": server["credential"],
+                    "transport": transport,
+                }
+    raise RoomFailed(f"the server offers no TURN over {transport}")
+
+
+def flatten(prefix: str, figures: Mergeable, into: Figures) -> None:
+    """Write counters and histograms of a dataclass under `prefix.field`, inner ones under `prefix.field.field`."""
+    for item in fields(figures):  # type: ignore[arg-type]  # subclasses are dataclasses
+        value = getattr(figures, item.name)
+        name = f"{prefix}.{item.name}"
+        if isinstance(value, Histogram):
+            into.time(name).merge(value)
+        elif isinstance(value, (int, float)):
+            into.add(name, value)
+        else:
+            flatten(name, value, into)
+
+
+def subtract(current: Figures, before: Figures) -> Figures:
+    """What was added to growing figures. A maximum cannot be subtracted: the histogram keeps that of all time."""
+    added = Figures()
+    for name, amount in current.counters.items():
+        if difference := amount - before.count(name):
+            added.counters[name] = difference
+    for name, histogram in current.times.items():
+        earlier = before.times.get(name)
+        since = histogram if earlier is None else histogram.minus(earlier)
+        if since.count:
+            added.times[name] = since
+    return added
+
+
+def local_address(url: str) -> str:
+    """Our address on the way to a server."""
+    parts = urlsplit(url)
+    host = parts.hostname or "127.0.0.1"
+    family, kind, protocol, _, address = socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        ours: str = probe.getsockname()[0]
+        return ours
