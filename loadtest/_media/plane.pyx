@@ -16,7 +16,8 @@ from loadtest._media.histogram cimport Buckets, buckets_json, buckets_record
 from loadtest._media.machine cimport (
     CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, add_int,
     c_close, c_read, c_write, clock_us, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, get_int, now_us,
-    pause_us, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pause_us, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_trylock,
+    pthread_mutex_unlock,
     read16, read32, wall_ntp, write16, write32, write64,
 )
 from loadtest._media.reception cimport (
@@ -448,14 +449,27 @@ cdef class Plane:
 
     def incoming_figures(self, int peer):
         """One dictionary per stream, in the order they were added."""
+        cdef Incoming *copy = <Incoming *>malloc(sizeof(Incoming))
         cdef Peer *p
-        cdef int i
-        self.acquire()
+        cdef int i = 0
+        if copy == NULL:
+            raise MemoryError
+        figures = []
         try:
-            p = self.find(peer)
-            return [incoming_dict(p.incoming[i]) for i in range(p.incoming_count)]
+            while True:
+                # Copied under the lock, told without it: the thread must not be late for our sake.
+                self.acquire()
+                try:
+                    p = self.find(peer)
+                    if i == p.incoming_count:
+                        return figures
+                    copy[0] = p.incoming[i][0]
+                finally:
+                    self.release()
+                figures.append(incoming_dict(copy))
+                i += 1
         finally:
-            self.release()
+            free(copy)
 
     def peer_figures(self, int peer):
         """sent, received, unknown, refused (by SRTP), feedback_received (transport-wide): of one transport."""
@@ -507,9 +521,11 @@ cdef class Plane:
     # Under the lock, with the GIL
 
     cdef void acquire(self):
+        # Never waits for the GIL while it holds the lock: the thread would wait for whatever Python is doing.
         add_int(&self.wanted, 1)
-        with nogil:
-            pthread_mutex_lock(&self.lock)
+        while pthread_mutex_trylock(&self.lock) != 0:
+            with nogil:
+                pause_us()
         add_int(&self.wanted, -1)
 
     cdef void release(self) noexcept:

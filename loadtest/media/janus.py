@@ -169,8 +169,12 @@ class JanusTarget(MediaTarget):
             self._joined.discard(made)
             await self._room.detach(handle)
 
-        # We are the DTLS client with every server; Janus would choose that part for itself if it could.
-        made = await sessions.publish(self._client, source, exchange, setup="active", on_leave=leave)
+        try:
+            # We are the DTLS client with every server; Janus would choose that part for itself if it could.
+            made = await sessions.publish(self._client, source, exchange, setup="active", on_leave=leave)
+        except BaseException:
+            await self._room.detach(handle)
+            raise
         self._joined.add(made)
         return made
 
@@ -186,7 +190,11 @@ class JanusTarget(MediaTarget):
             self._joined.discard(made)
             await self._room.detach(handle)
 
-        made = await sessions.subscribe(self._client, begun, offer, exchange, verify=verify, on_leave=leave)
+        try:
+            made = await sessions.subscribe(self._client, begun, offer, exchange, verify=verify, on_leave=leave)
+        except BaseException:
+            await self._room.detach(handle)
+            raise
         self._joined.add(made)
         if rid:
             await self._room.prefer(handle, _SUBSTREAMS[rid])

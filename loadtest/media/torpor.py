@@ -16,12 +16,75 @@ from loadtest.media.source import MediaSource
 from loadtest.media.target import MediaFailed, MediaTarget, Publication, PublicationRef, Subscription
 
 
-class TorporTarget(MediaTarget):
-    """The sessions API of one app (docs/openapi.json).
+class SessionsApi:
+    """The sessions API of one app (docs/openapi.json); whose peers they are does not matter here.
 
     Args:
         url: the server's, such as `http://127.0.0.1:8787`.
         app_id, app_secret: of an app it serves.
+    """
+
+    def __init__(self, url: str, app_id: str, app_secret: str) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=f"{url}/v1/apps/{app_id}",
+            headers={"authorization": f"Bearer {app_secret}"},
+            timeout=30,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        )
+
+    async def publish(self, offer: str, sections: Sequence[tuple[str, str]]) -> tuple[str, PublicationRef]:
+        """A new session that publishes `sections` (kind, mid) of `offer`: the answer, and its name for subscribers."""
+        session = (await self._call("POST", "/sessions/new"))["sessionId"]
+        names = [f"{kind}-{secrets.token_hex(8)}" for kind, _ in sections]
+        tracks = [
+            {"location": "local", "mid": mid, "trackName": name} for (_, mid), name in zip(sections, names, strict=True)
+        ]
+        body = {"sessionDescription": {"type": "offer", "sdp": offer}, "tracks": tracks}
+        answer = await self._call("POST", f"/sessions/{session}/tracks/new", body)
+        return answer["sessionDescription"]["sdp"], PublicationRef(session, tuple(names))
+
+    async def pull(self, refs: Sequence[PublicationRef], rid: str) -> tuple[str, str]:
+        """A new session that pulls all tracks of `refs`: its id, and the server's offer."""
+        session = (await self._call("POST", "/sessions/new"))["sessionId"]
+        tracks: list[dict[str, Any]] = [
+            {"location": "remote", "sessionId": ref.session, "trackName": name} for ref in refs for name in ref.tracks
+        ]
+        for track in tracks:
+            if rid and track["trackName"].startswith("video"):
+                track["simulcast"] = {"preferredRid": rid}
+        pulled = await self._call("POST", f"/sessions/{session}/tracks/new", {"tracks": tracks})
+        if failed := [track for track in pulled["tracks"] if "errorCode" in track]:
+            reason = failed[0].get("errorDescription", "")
+            raise MediaFailed(f"{len(failed)} of {len(tracks)} tracks: {failed[0]['errorCode']} {reason}".rstrip())
+        return session, pulled["sessionDescription"]["sdp"]
+
+    async def answer(self, session: str, sdp: str) -> None:
+        """Answer a pull's offer."""
+        body = {"sessionDescription": {"type": "answer", "sdp": sdp}}
+        await self._call("PUT", f"/sessions/{session}/renegotiate", body)
+
+    async def close(self) -> None:
+        """Free its connections. Sessions end with their transports."""
+        await self._http.aclose()
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            response = await self._http.request(method, path, json=body)
+            answer: dict[str, Any] = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise MediaFailed(f"{method} {path}: {type(error).__name__} {error}") from error
+        if response.status_code >= 300 or "errorCode" in answer:
+            reason = f"{answer.get('errorCode', '')} {answer.get('errorDescription', '')}"
+            raise MediaFailed(f"{method} {path.rpartition('/')[2]}: {response.status_code} {reason}".rstrip())
+        return answer
+
+
+class TorporTarget(MediaTarget):
+    """An app of the sessions API, and light peers.
+
+    Args:
+        url, app_id, app_secret: as for `SessionsApi`.
         redirect: changes a server's description before it is read; for tests with a path that loses packets.
     """
 
@@ -38,27 +101,14 @@ class TorporTarget(MediaTarget):
     ) -> None:
         self._client = client
         self._redirect = redirect
-        self._http = httpx.AsyncClient(
-            base_url=f"{url}/v1/apps/{app_id}",
-            headers={"authorization": f"Bearer {app_secret}"},
-            timeout=30,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-        )
+        self._api = SessionsApi(url, app_id, app_secret)
         self._joined: set[Publication | Subscription] = set()
 
     async def publish(self, source: MediaSource) -> Publication:
         """Join as a publisher; returns when the transport is up and media flows. Raises `MediaFailed`."""
 
         async def exchange(offer: str, sendings: Sequence[Sending]) -> tuple[str, PublicationRef]:
-            session = (await self._call("POST", "/sessions/new"))["sessionId"]
-            names = [f"{sending.kind}-{secrets.token_hex(8)}" for sending in sendings]
-            tracks = [
-                {"location": "local", "mid": sending.mid, "trackName": name}
-                for sending, name in zip(sendings, names, strict=True)
-            ]
-            body = {"sessionDescription": {"type": "offer", "sdp": offer}, "tracks": tracks}
-            answer = await self._call("POST", f"/sessions/{session}/tracks/new", body)
-            return answer["sessionDescription"]["sdp"], PublicationRef(session, tuple(names))
+            return await self._api.publish(offer, [(sending.kind, sending.mid) for sending in sendings])
 
         made = await sessions.publish(
             self._client, source, exchange, redirect=self._redirect, on_leave=lambda: self._left(made)
@@ -69,28 +119,12 @@ class TorporTarget(MediaTarget):
     async def subscribe(self, refs: Sequence[PublicationRef], *, rid: str = "", verify: bool = False) -> Subscription:
         """Join as a subscriber to all tracks of `refs`; returns when the transport is up. Raises `MediaFailed`."""
         begun = time.monotonic()
-        session = (await self._call("POST", "/sessions/new"))["sessionId"]
-        tracks: list[dict[str, Any]] = [
-            {"location": "remote", "sessionId": ref.session, "trackName": name} for ref in refs for name in ref.tracks
-        ]
-        if rid:
-            for track in tracks:
-                if track["trackName"].startswith("video"):
-                    track["simulcast"] = {"preferredRid": rid}
-        pulled = await self._call("POST", f"/sessions/{session}/tracks/new", {"tracks": tracks})
-        if failed := [track for track in pulled["tracks"] if "errorCode" in track]:
-            reason = failed[0].get("errorDescription", "")
-            raise MediaFailed(f"{len(failed)} of {len(tracks)} tracks: {failed[0]['errorCode']} {reason}".rstrip())
-
-        async def exchange(answer: str) -> None:
-            body = {"sessionDescription": {"type": "answer", "sdp": answer}}
-            await self._call("PUT", f"/sessions/{session}/renegotiate", body)
-
+        session, offer = await self._api.pull(refs, rid)
         made = await sessions.subscribe(
             self._client,
             begun,
-            pulled["sessionDescription"]["sdp"],
-            exchange,
+            offer,
+            lambda answer: self._api.answer(session, answer),
             verify=verify,
             redirect=self._redirect,
             on_leave=lambda: self._left(made),
@@ -102,19 +136,8 @@ class TorporTarget(MediaTarget):
         """Leave everything that is still joined, and free the target."""
         for session in list(self._joined):
             await session.leave()
-        await self._http.aclose()
+        await self._api.close()
 
     async def _left(self, session: Publication | Subscription) -> None:
         """close_notify has told the server."""
         self._joined.discard(session)
-
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            response = await self._http.request(method, path, json=body)
-            answer: dict[str, Any] = response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise MediaFailed(f"{method} {path}: {type(error).__name__} {error}") from error
-        if response.status_code >= 300 or "errorCode" in answer:
-            reason = f"{answer.get('errorCode', '')} {answer.get('errorDescription', '')}"
-            raise MediaFailed(f"{method} {path.rpartition('/')[2]}: {response.status_code} {reason}".rstrip())
-        return answer
