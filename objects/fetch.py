@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from objects.errors import Disconnected, ObjectError, Overloaded
@@ -29,7 +29,8 @@ async def fetch(stub: ObjectStub, request: Request) -> Response:
     """Hand a request to an object's `fetch` handler and return its response; bodies are streamed both ways.
 
     An overloaded object answers 503 with `Retry-After`, one that was reset under way 503, an exception in its handler
-    500 without details: those are in the log.
+    500 without details: those are in the log. A client that leaves in the middle of its body is `Disconnected` to
+    whoever reads that, and no error of ours.
     """
     try:
         return to_response(await stub.fetch(to_request(request)))
@@ -77,6 +78,9 @@ def to_response(response: HttpResponse) -> Response:
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    async for piece in request.stream():
-        if piece:
-            yield piece
+    try:
+        async for piece in request.stream():
+            if piece:
+                yield piece
+    except ClientDisconnect:
+        raise Disconnected("the client left in the middle of its body") from None

@@ -14,7 +14,9 @@ to start goes ahead of that queue, and whoever awaited a section that ended cont
 
 **Output gate.** Whatever leaves an object (responses, results, frames, closes, outgoing calls) while writes are not
 durable yet is held until they are. It waits only for writes made *before* it. If a commit fails, held output is dropped
-for ever: from outside, that code never ran.
+for ever: from outside, that code never ran. The same holds for a start that fails: nothing leaves before the
+constructor has returned, and what it or its critical sections send to WebSockets not before all of them have ended.
+(Calls to other objects leave with the constructor's return: its sections may need the answers.)
 
 A broken gate stays broken; the instance it belongs to is finished.
 """
@@ -22,13 +24,17 @@ A broken gate stays broken; the instance it belongs to is finished.
 from __future__ import annotations
 
 import asyncio
+import logging
 import types
 from collections import deque
 from collections.abc import Callable, Generator
+from enum import IntEnum
 from functools import partial
 from typing import Any, Protocol
 
 from objects.errors import LimitExceeded
+
+log = logging.getLogger("torpor.objects")
 
 MAX_NESTED_SECTIONS = 64
 
@@ -290,25 +296,44 @@ def discard(coro: Steps) -> None:
         return
 
 
+class Stage(IntEnum):
+    """How far the start of an instance has come, as far as its output is concerned."""
+
+    CONSTRUCTING = 0
+    SECTIONS = 1
+    """The constructor has returned; critical sections that it began may still run."""
+    STARTED = 2
+
+
 class OutputGate:
-    """Holds output until the writes before it are durable.
+    """Holds output until the writes before it are durable, and until the instance has started.
 
     `lock(n)` says that batch n has to be confirmed, `confirm(n)` that all batches up to n are. Numbers only grow.
     """
 
-    def __init__(self) -> None:
-        self.is_open = True
+    def __init__(self, stage: Stage = Stage.STARTED) -> None:
+        self.stage = stage
+        self.is_open = stage is Stage.STARTED
         """Whether output of this moment would leave at once."""
         self._locked = 0
         self._confirmed = 0
         self._held: deque[tuple[int, Callable[[], None]]] = deque()
+        self._unborn: deque[tuple[Stage, int, Callable[[], None]]] = deque()
         self._error: BaseException | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
     def held(self) -> int:
         """How much output waits."""
-        return len(self._held)
+        return len(self._held) + len(self._unborn)
+
+    def reach(self, stage: Stage) -> None:
+        """The start has come to `stage`: what waited for that goes on, to wait for its writes."""
+        self.stage = stage
+        self._see()
+        unborn, self._unborn = self._unborn, deque()
+        for needed, number, send in unborn:
+            self.pass_(send, number, needed)
 
     def lock(self, number: int) -> None:
         """From now on output waits for batch `number`."""
@@ -320,25 +345,31 @@ class OutputGate:
         self._confirmed = max(self._confirmed, number)
         self._see()
         while self._held and self._held[0][0] <= self._confirmed and self._error is None:
-            self._held.popleft()[1]()
+            try:
+                self._held.popleft()[1]()
+            except Exception:  # it must not keep back what waits behind it, nor another object's commit
+                log.exception("output could not leave")
 
     def _see(self) -> None:
-        self.is_open = self._confirmed >= self._locked and self._error is None
+        self.is_open = self._confirmed >= self._locked and self._error is None and self.stage is Stage.STARTED
 
     def mark(self) -> int:
         """Return the last batch that output of this moment would wait for."""
         return self._locked
 
-    def pass_(self, send: Callable[[], None], mark: int | None = None) -> None:
+    def pass_(self, send: Callable[[], None], mark: int | None = None, needed: Stage = Stage.STARTED) -> None:
         """Call `send` when what was written so far is durable: at once, later, or never if the gate breaks.
 
         Args:
             mark: "so far" is when this was taken from `mark()`, instead of now.
+            needed: how far the instance has to have started.
         """
         if self._error is not None:
             return
         number = self._locked if mark is None else mark
-        if self._confirmed >= number:
+        if self.stage < needed:
+            self._unborn.append((needed, number, send))
+        elif self._confirmed >= number:
             send()
         else:
             # Marks of the past may come after later ones.
@@ -364,7 +395,7 @@ class OutputGate:
             if not done.done():
                 done.set_result(None)
 
-        self.pass_(let_out)
+        self.pass_(let_out, needed=Stage.CONSTRUCTING)
         try:
             await done
         finally:
@@ -377,6 +408,7 @@ class OutputGate:
         self._error = error
         self._see()
         self._held.clear()
+        self._unborn.clear()
         for done in self._waiters:
             if not done.done():
                 done.set_exception(error)

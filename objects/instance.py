@@ -29,7 +29,7 @@ from objects.errors import (
 )
 from objects.failures import for_callers
 from objects.firststep import FirstSteps, Started
-from objects.gates import InputGate, OutputGate, Section
+from objects.gates import InputGate, OutputGate, Section, Stage
 from objects.ids import ObjectId
 from objects.kv import KeyValues
 from objects.limits import Limits
@@ -95,7 +95,7 @@ class Instance:
         self.retry_alarm = True
         self.loop = asyncio.get_running_loop()
         self.input = InputGate(self.loop.call_soon)
-        self.output = OutputGate()
+        self.output = OutputGate(Stage.CONSTRUCTING)
         self.blockers = Blockers(self._busy_changed)
         self.tasks = Tasks(self, self.input, self.blockers, home.ports.clock, home.limits, self.break_)
         self.closed: asyncio.Future[None] = self.loop.create_future()
@@ -125,6 +125,8 @@ class Instance:
         self._context = self.tasks.context_of(self.input.root)
         # Everything waits until the constructor, a section of its own, has ended.
         self.input.begin(self.input.root, self._begin_constructor)
+        # First of all that waits: so it is let in when the constructor's own critical sections have ended, too.
+        self.input.admit(self.input.root, lambda: self.output.reach(Stage.STARTED))
         self._constructor: Section
 
     # Life
@@ -148,6 +150,7 @@ class Instance:
         else:
             if self.state is State.STARTING:
                 self.state = State.RUNNING
+                self.output.reach(Stage.SECTIONS)
                 self.input.end(self._constructor)
         finally:
             self._started.set_result(None)
@@ -389,7 +392,8 @@ class Instance:
             if event.reply is None or event.cause == "alarm":
                 log.error("%s: %s handler raised", self.object_id.key, event.cause, exc_info=error)
         result = None if error is not None else task.result()
-        self.output.pass_(lambda: self._answer(event, result, error), event.mark)
+        # Calls back into a section of the constructor are answered while it runs; all others begin later.
+        self.output.pass_(lambda: self._answer(event, result, error), event.mark, Stage.SECTIONS)
 
     def _answer(self, event: Event, result: object, error: BaseException | None) -> None:
         if event.reply is not None and not event.reply.done():

@@ -32,7 +32,7 @@ from objects import codec
 from objects.blockers import RPC_CALL, RPC_STUB
 from objects.errors import Disconnected, LimitExceeded, NotExposed, NotSerializable, StubDisposed
 from objects.failures import for_callers
-from objects.gates import Section
+from objects.gates import Section, Stage
 from objects.instance import Instance, State
 from objects.mailbox import Event
 from objects.scope import current_scope
@@ -258,7 +258,7 @@ class Call:
         self.reply.add_done_callback(lambda _: blockers.remove(RPC_CALL))
         if scope.instance.state is State.GONE:
             _fail(self.reply, Disconnected("the calling object is gone"))
-        scope.instance.output.pass_(self._leave)
+        scope.instance.output.pass_(self._leave, needed=Stage.SECTIONS)
 
     def submit(self, work: Work, reply: asyncio.Future[Any], size: int, *, pipelined: bool = True) -> None:
         """Start a call from the result of this one, in the instance that has it."""

@@ -215,10 +215,12 @@ def check_message(message: Frame) -> None:
     """Refuse what cannot be sent as one message."""
     if not isinstance(message, (str, bytes)):
         raise UsageError(f"a message is str or bytes, not {type(message).__name__}")
-    # A character takes at least one byte: encode only what could be too long.
     size = len(message)
-    if isinstance(message, str) and size * 4 > MAX_MESSAGE_BYTES:
-        size = len(message.encode())
+    if isinstance(message, str) and not message.isascii():
+        try:
+            size = len(message.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a message with a lone surrogate at {error.start} is not text") from None
     if size > MAX_MESSAGE_BYTES:
         raise LimitExceeded("a message in bytes", MAX_MESSAGE_BYTES, size)
 

@@ -39,7 +39,6 @@ class Room(DurableObject):
         self.seen = 0
         env.append("constructed")
         if "fail in the constructor" in env:
-            ctx.storage.kv.put("started", True)
             for ws in ctx.get_web_sockets():
                 ws.send("never")
             raise RuntimeError("constructor")

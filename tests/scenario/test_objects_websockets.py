@@ -343,11 +343,13 @@ class TestReset:
         assert client.received == ["lost"]
         assert await room.stub.count() == 0
 
+    @pytest.mark.parametrize("writes", [False, True], ids=["sends", "writes_and_sends"])
     @pytest.mark.parametrize("inside", [False, True], ids=["w06_constructor", "w07_critical_section"])
     async def test_w06_w07_a_constructor_that_fails_on_wake_sends_nothing(
         self,
         world: World,
         inside: bool,
+        writes: bool,
     ) -> None:
         class Failing(Room):
             def __init__(self, ctx: ObjectState, env: Log) -> None:
@@ -365,9 +367,12 @@ class TestReset:
                 raise ValueError("no")
 
             def send(self) -> None:
-                self.ctx.storage.kv.put("k", 1)
+                if writes:
+                    self.ctx.storage.kv.put("k", 1)
+                self.ctx.broadcast("never")
                 for ws in self.ctx.get_web_sockets():
                     ws.send("never")
+                    ws.close(4000)
 
         room = Setup(world, Failing)
         client = await room.client()
@@ -377,6 +382,81 @@ class TestReset:
         assert client.received == ["lost"]
         assert await room.stub.count() == 0
         assert room.log == ["constructed"] * 3
+
+    async def test_what_a_constructor_and_its_section_send_leaves_in_order_when_both_have_ended(
+        self, world: World
+    ) -> None:
+        class Greeting(Room):
+            def __init__(self, ctx: ObjectState, env: Log) -> None:
+                super().__init__(ctx, env)
+                self.say("constructor")
+                ctx.block_concurrency_while(self.later)
+
+            async def later(self) -> None:
+                self.say("section")
+                await self.ctx.sleep(1)
+                self.say("section ends")
+
+            def say(self, text: str) -> None:
+                for ws in self.ctx.get_web_sockets():
+                    ws.send(text)
+
+        room = Setup(world, Greeting)
+        connecting = asyncio.ensure_future(room.client())
+        await world.advance(1)
+        client = await connecting
+        await room.sleep()
+        sending = asyncio.ensure_future(client.send("x"))
+        await world.host.settle()
+        assert client.received == []
+        await world.advance(1)
+        await sending
+        await world.host.settle()
+        assert client.received[:3] == ["constructor", "section", "section ends"]
+
+    async def test_a_constructor_that_fails_has_called_nobody_and_its_section_may_call(self, world: World) -> None:
+        class Asked(DurableObject):
+            async def note(self, what: str) -> str:
+                self.env.append(what)
+                return what
+
+        log: Log = []
+        other = world.host.register("asked", Asked, log).get_by_name("a")
+
+        class Calling(DurableObject):
+            def __init__(self, ctx: ObjectState, env: Log) -> None:
+                super().__init__(ctx, env)
+                other.note("constructor")
+                if log.count("wanted") == 0:
+                    raise ValueError("no")
+                ctx.block_concurrency_while(self.ask)
+
+            async def ask(self) -> None:
+                self.config = await other.note("section")
+
+            async def get(self) -> str:
+                return self.config
+
+        stub = world.host.register("calling", Calling, log).get_by_name("c")
+        with pytest.raises(ValueError, match="no"):
+            await stub.get()
+        await world.host.settle()
+        assert log == []
+        log.append("wanted")
+        assert await world.host.namespaces["calling"].get_by_name("c").get() == "section"
+        assert log == ["wanted", "constructor", "section"]
+
+    async def test_a_message_that_is_not_text_is_refused_where_it_is_sent(self, world: World) -> None:
+        class Odd(Room):
+            async def odd(self) -> None:
+                self.ctx.storage.kv.put("k", 1)
+                self.ctx.broadcast("\ud800")
+
+        room = Setup(world, Odd)
+        await room.client()
+        with pytest.raises(UsageError, match="lone surrogate at 0"):
+            await room.stub.odd()
+        assert await room.stub.count() == 1
 
     async def test_w15_an_overloaded_object_loses_one_socket_not_all(self, world: World) -> None:
         world.host.limits = Limits(queued_events=1)

@@ -172,3 +172,20 @@ def test_responses_of_values() -> None:
     assert HttpResponse.of(b"x", headers={"Content-Type": "a/b"}).headers == (("Content-Type", "a/b"),)
     with pytest.raises(UsageError):
         HttpResponse.of("", 99)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(
+    world: World, env: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(parts)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/echo", "query_string": b"", "scheme": "http",
+        "headers": [(b"host", b"host")], "server": ("host", 80), "client": ("192.0.2.1", 1),
+    }  # fmt: skip
+    answer = await fetch(world.serve(Site, env).get_by_name("site"), Request(scope, receive))
+    assert answer.status_code == 503
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
