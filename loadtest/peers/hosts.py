@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 SERVER_HOST, CLIENT_HOST = "10.87.87.1", "10.87.87.2"
 SERVER_HOST_V6, CLIENT_HOST_V6 = "fd87:8787::1", "fd87:8787::2"
@@ -19,7 +20,7 @@ _INSIDE = "TORPOR_ON_CLIENT_HOST"
 
 
 @contextmanager
-def test_hosts() -> Iterator[None]:
+def both_hosts() -> Iterator[None]:
     """Make both hosts, and remove them at the end. One such pair at a time on a machine."""
     _remove()
     try:
@@ -46,12 +47,20 @@ def on_client_host(module: str, arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("network namespaces need root", file=sys.stderr)  # noqa: T201 (a command's answer)
         return 2
-    with test_hosts():
-        return subprocess.run(  # noqa: S603 (ourselves)
-            ["ip", "netns", "exec", CLIENT_NAMESPACE, sys.executable, "-m", module, *arguments],  # noqa: S607
-            env={**os.environ, _INSIDE: "1"},
-            check=False,
-        ).returncode
+    with both_hosts():
+        return _run_module(module, arguments).returncode
+
+
+def run_on_client_host(module: str, arguments: Sequence[str] = ()) -> tuple[int, str]:
+    """The same, with what it printed to both outputs."""
+    with both_hosts():
+        done = _run_module(module, arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.returncode, done.stdout
+
+
+def _run_module(module: str, arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+    command = ["ip", "netns", "exec", CLIENT_NAMESPACE, sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, env={**os.environ, _INSIDE: "1"}, check=False, **options)  # noqa: S603 (ourselves)
 
 
 def inside() -> bool:
