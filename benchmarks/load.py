@@ -58,14 +58,15 @@ class Run:
 
 
 class Publisher:
-    """Sends VP8-looking frames of ten packets, each frame in one GSO train."""
+    """Sends VP8-looking frames of `packets` packets, each frame in one GSO train."""
 
-    def __init__(self, peer: MediaPeer, ssrc: int, packet_bytes: int) -> None:
+    def __init__(self, peer: MediaPeer, ssrc: int, packet_bytes: int, packets: int = FRAME_PACKETS) -> None:
         assert peer.keys is not None
         self.socket = peer.socket
         self._session = Session(
             Policy(key=peer.keys.send, ssrc_type=Policy.SSRC_ANY_OUTBOUND, srtp_profile=PROFILES[peer.keys.profile])
         )
+        self.packets = packets
         self._ssrc = ssrc
         self._payload_bytes = packet_bytes - 12 - len(MID_EXTENSION)
         self._seq = 1
@@ -75,8 +76,8 @@ class Publisher:
     def frame(self) -> tuple[bytes, int]:
         """The next frame, protected: the train and its segment size. Every frame looks like a VP8 key frame's start."""
         train, size = b"", 0
-        for index in range(FRAME_PACKETS):
-            marker = 0x80 if index == FRAME_PACKETS - 1 else 0
+        for index in range(self.packets):
+            marker = 0x80 if index == self.packets - 1 else 0
             header = struct.pack(
                 "!BBHII", 0x90, PAYLOAD_TYPE | marker, self._seq & 0xFFFF, self._timestamp & 0xFFFFFFFF, self._ssrc
             )
@@ -104,6 +105,7 @@ class Meter:
         self._sockets: dict[int, socket.socket] = {}
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._least_bytes = packet_bytes // 2
+        self._head_bytes = 4 if peers[0].channel else 0  # ChannelData's, before each packet
         for peer in peers:
             peer.socket.setsockopt(SOL_UDP, UDP_GRO, 1)
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
@@ -129,11 +131,11 @@ class Meter:
                 except (BlockingIOError, ConnectionRefusedError):
                     break
                 segment = struct.unpack("i", control[0][2][:4])[0] if control else size
-                if segment < self._least_bytes or self._buffer[1] & 0x7F in range(64, 96):
+                if segment < self._least_bytes or self._buffer[self._head_bytes + 1] & 0x7F in range(64, 96):
                     continue  # STUN, DTLS, RTCP (RFC 7983, RFC 5761)
                 self.received += -(-size // segment)
                 if fd == self._sampled:
-                    self._sample(bytes(self._buffer[:segment]))
+                    self._sample(bytes(self._buffer[self._head_bytes : segment]))
 
     def _sample(self, packet: bytes) -> None:
         now = time.perf_counter()
@@ -158,7 +160,7 @@ def run(
     meter: Meter,
 ) -> Run:
     """Offer `pps` forwarded packets a second for `seconds`; frames of different publishers are spread evenly."""
-    interval = FRAME_PACKETS * fan_out / pps  # between frames of all publishers together
+    interval = publishers[0].packets * fan_out / pps  # between frames of all publishers together
     frames = [p.frame() for _ in range(int(seconds / interval / len(publishers)) + 1) for p in publishers]
     first = publishers[0].frames - len(frames) // len(publishers)
     meter.received, meter.latencies_us, meter.sent_at = 0, [], {}
@@ -176,7 +178,7 @@ def run(
     end = time.perf_counter() + 0.3
     while time.perf_counter() < end:
         meter.drain(0.05)
-    sent = len(frames) * FRAME_PACKETS
+    sent = len(frames) * publishers[0].packets
     return Run(
         offered_pps=pps,
         sent=sent,

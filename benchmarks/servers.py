@@ -111,8 +111,12 @@ class Torpor(TorporServer):
         self._tracks[peer] = {"location": "remote", "sessionId": session, "trackName": track["trackName"]}
         return peer
 
+    def make_subscriber(self) -> MediaPeer:
+        """A peer that is not connected yet."""
+        return MediaPeer(host=CLIENT_HOST)
+
     async def subscribe(self, publisher: MediaPeer) -> MediaPeer:
-        peer = MediaPeer(host=CLIENT_HOST)
+        peer = self.make_subscriber()
         session = (await self._call("POST", "/sessions/new"))["sessionId"]
         pulled = await self._call("POST", f"/sessions/{session}/tracks/new", {"tracks": [self._tracks[publisher]]})
         remote = sdp.parse(pulled["sessionDescription"]["sdp"])

@@ -43,8 +43,8 @@ cdef extern from *:
     ssize_t read_fd "read"(int fd, void *data, size_t size) noexcept nogil
 
 cdef enum:
-    INBOX_SLOTS = 1024          # a power of two; 2 MiB, of which only what was ever used is resident
-    INBOX_BITS = 10
+    INBOX_SLOTS = 2048          # a power of two; 4 MiB, of which only what was ever used is resident
+    INBOX_BITS = 11
     SLOT_BYTES = 2048           # what the media side takes in one datagram; above it there is the network
 
 cdef enum Posting:

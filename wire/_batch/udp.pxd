@@ -1,6 +1,7 @@
 """Batched UDP without the GIL: `recvmmsg` with UDP_GRO in, `sendmmsg` with trains of equal segments (UDP_SEGMENT) out.
 
-A `Socket` may also be an inbox of this process (`inbox.pxd`): what is queued for it is put there at the flush.
+A `Socket` may also be an inbox of this process (`inbox.pxd`): what is queued for it is put there at the flush. When it
+is full its thread gets the core a few times, which on a busy machine is all it lacked; then datagrams are dropped.
 
 The system call path is the cost of small datagrams, so both directions move many per call. A *train* is a run of
 datagrams of one length to one destination (a shorter last one closes it) that the kernel cuts up by itself.
@@ -75,6 +76,9 @@ cdef extern from "sys/socket.h" nogil:
     size_t CMSG_SPACE(size_t size) noexcept
     enum: MSG_DONTWAIT, MSG_TRUNC, SOL_UDP, UDP_SEGMENT, UDP_GRO
 
+cdef extern from "sched.h" nogil:
+    int sched_yield() noexcept
+
 cdef enum:
     BATCH = 64                  # datagrams per receive call, messages per send call
     SEGMENTS_MAX = 64           # per train
@@ -85,6 +89,7 @@ cdef enum:
     TRAINS_MAX = 256
     HELD_MAX = 64               # kept datagrams waiting for a full socket buffer
     HELD_SIZE = 1500
+    YIELDS_MAX = 16             # per flush, to receivers of this process that are behind
 
 cdef struct Datagram:
     uint8_t *data
@@ -394,7 +399,18 @@ cdef inline bint send_run(Sender *s, Socket *socket, int count) noexcept nogil:
     return blocked
 
 
-cdef inline void deliver(Sender *s, Train *t) noexcept nogil:
+cdef inline Posting post(Socket *socket, const Address *to, const uint8_t *data, uint32_t size, int *yields) noexcept nogil:
+    """Into the inbox that the socket is. A full one is given the chance to run, which on a busy core it did not have."""
+    cdef Posting posting = inbox_post(socket.inbox, socket.thread, &socket.local, to, data, size)
+    while posting == INBOX_FULL and yields[0]:
+        yields[0] -= 1
+        inbox_wake(socket.inbox)
+        sched_yield()
+        posting = inbox_post(socket.inbox, socket.thread, &socket.local, to, data, size)
+    return posting
+
+
+cdef inline void deliver(Sender *s, Train *t, int *yields) noexcept nogil:
     """A train into the inbox that is its socket: datagram by datagram, as they would have arrived."""
     cdef uint32_t piece, offset = t.offset, end = t.offset + t.size
     cdef Posting posting
@@ -403,7 +419,7 @@ cdef inline void deliver(Sender *s, Train *t) noexcept nogil:
         if piece > SLOT_BYTES:
             s.counters.dropped_error += 1
         else:
-            posting = inbox_post(t.socket.inbox, t.socket.thread, &t.socket.local, &t.to, s.arena + offset, piece)
+            posting = post(t.socket, &t.to, s.arena + offset, piece, yields)
             if posting == POSTED:
                 s.counters.in_memory += 1
             elif posting == INBOX_CLOSED:
@@ -463,12 +479,13 @@ cdef inline void sender_flush(Sender *s) noexcept nogil:
     cdef Socket *socket = NULL
     cdef uint32_t offset, piece, end
     cdef bint posted = False
+    cdef int yields = YIELDS_MAX
     if s.held_count:
         send_held(s)
     for i in range(s.count):
         t = &s.trains[i]
         if t.socket.inbox != NULL:
-            deliver(s, t)
+            deliver(s, t, &yields)
             posted = True
             continue
         if t.socket != socket and slot:
