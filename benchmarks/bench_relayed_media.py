@@ -3,8 +3,8 @@
 Method. As in `bench_forward`, one publisher and its subscribers, frames of ten packets (video) or one (sound). They are
 reached directly, or only through TURN over UDP with a channel, and then the server hands packets to its own relays in
 memory, as by default, or through the network stack (`turn.media_in_memory = false`). All three servers run at once and
-take turns, `--rounds` times; the table shows medians and ranges. CPU is per packet that a subscriber received, forwarding
-and relaying together.
+take turns, `--rounds` times; the table shows medians and ranges. CPU is per packet that a subscriber received,
+forwarding and relaying together.
 
     python -m benchmarks.bench_relayed_media [--rounds N]
 """
