@@ -6,14 +6,22 @@ from hibernation._sockets.buffers cimport Shared
 from hibernation._sockets.layout cimport Row
 from hibernation._sockets.rows cimport Rows
 
+cdef enum:
+    CORK_BYTES = 16384
+
 cdef class Outgoing(Rows):
     cdef list _events  # what happened since the last `process` or `handle_timeout`
+    cdef uint8_t[CORK_BYTES] _cork  # answers to what one read has brought: they leave in one write
+    cdef uint64_t _corked  # bytes in it
+    cdef Row *_corking  # whose they are; NULL while nothing is being read
+    cdef uint32_t _corking_index
 
     cdef int _send(self, Row *row, uint32_t index, uint8_t opcode, bint compressed, const uint8_t *data,
                    uint64_t size) except -1
     cdef int _offer(self, Row *row, uint32_t index, Shared *frame) noexcept
     cdef bint _write_now(self, Row *row, const void *head, uint64_t head_size, const void *body, uint64_t body_size,
                          uint64_t *written) noexcept
+    cdef void _uncork(self) noexcept
     cdef int _enqueue(self, Row *row, uint32_t index, Shared *frame, uint64_t offset) noexcept
     cdef bint _admit(self, Row *row, uint32_t index, uint64_t size) noexcept
     cdef int _flush(self, Row *row, uint32_t index) except -1

@@ -114,11 +114,28 @@ cdef class Outgoing(Rows):
     cdef bint _write_now(
         self, Row *row, const void *head, uint64_t head_size, const void *body, uint64_t body_size, uint64_t *written
     ) noexcept:
-        """Give two pieces to the socket; `written` is what it took. False: the connection is broken."""
+        """Give two pieces to the socket; `written` is what it took. False: the connection is broken.
+
+        To a socket that is being read they are given when all that was read has been looked at.
+        """
         cdef uint8_t[SMALL_FRAME] small
         cdef iovec[2] parts
         cdef msghdr message
         cdef ssize_t count
+        if row == self._corking:
+            if self._corked + head_size + body_size > CORK_BYTES:
+                self._uncork()
+            if row.flags & BROKEN:
+                return False
+            if row.queue != NULL:
+                return True  # none of it
+            if head_size + body_size <= CORK_BYTES:
+                memcpy(self._cork + self._corked, head, head_size)
+                if body_size:
+                    memcpy(self._cork + self._corked + head_size, body, body_size)
+                self._corked += head_size + body_size
+                written[0] = head_size + body_size
+                return True
         if body_size and head_size + body_size <= SMALL_FRAME:  # copying is cheaper than a list of pieces
             memcpy(small, head, head_size)
             memcpy(small + head_size, body, body_size)
@@ -142,6 +159,26 @@ cdef class Outgoing(Rows):
         written[0] = count if count > 0 else 0
         self._counters.bytes_sent += written[0]
         return True
+
+    cdef void _uncork(self) noexcept:
+        """Write the answers that have gathered while a socket was read."""
+        cdef Row *row = self._corking
+        cdef uint64_t size = self._corked
+        cdef uint64_t written = 0
+        cdef Shared *frame
+        if size == 0:
+            return
+        self._corked = 0
+        self._corking = NULL
+        if self._write_now(row, self._cork, size, NULL, 0, &written) and written < size:
+            frame = shared_new(size - written, False)
+            if frame == NULL:
+                row.flags |= BROKEN
+            else:
+                memcpy(shared_bytes(frame), self._cork + written, size - written)
+                self._enqueue(row, self._corking_index, frame, 0)
+                shared_release(frame)
+        self._corking = row
 
     cdef int _send(
         self, Row *row, uint32_t index, uint8_t opcode, bint compressed, const uint8_t *data, uint64_t size
@@ -301,6 +338,8 @@ cdef class Outgoing(Rows):
 
     cdef int _linger(self, Row *row, uint32_t index) noexcept:
         """All is said: flush, end our side, and throw away what still comes until the peer ends or time is up."""
+        if row == self._corking:
+            self._uncork()
         row.state = LINGERING
         row.deadline = self._now + self.close_timeout
         row.flags &= ~<uint16_t>PAUSED
@@ -337,6 +376,9 @@ cdef class Outgoing(Rows):
 
     cdef void _hang_up(self, Row *row) noexcept:
         """Close the descriptor. The row stays for `release`; the caller frees it when that has happened."""
+        if row == self._corking:
+            self._uncork()
+            self._corking = NULL
         if row.fd >= 0:
             self._detach(row)
             close(row.fd)

@@ -315,7 +315,13 @@ cdef class SocketTable(Outgoing):
             partial.remaining -= count
             partial.phase = (partial.phase + <uint32_t>count) & 3
             return self._end_pieces(row, index) if partial.remaining == 0 else 0
-        return self._consume(row, index, self._buffer, count)
+        self._corking = row
+        self._corking_index = index
+        try:
+            return self._consume(row, index, self._buffer, count)
+        finally:
+            self._uncork()
+            self._corking = NULL
 
     cdef int _consume(self, Row *row, uint32_t index, uint8_t *data, uint64_t size) except -1:
         """Take `size` bytes apart into frames; unmasks them in place."""

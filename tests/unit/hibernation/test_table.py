@@ -269,6 +269,42 @@ class TestAnswersWithoutWaking:
         assert table.auto_response_at(peer.handle) is None
         peer.close()
 
+    def test_the_answers_to_what_came_together_leave_in_one_write_in_order(
+        self, table: SocketTable, group: int
+    ) -> None:
+        theirs, raw = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one write, one packet
+        handle = table.adopt(theirs.detach(), 100.0)
+        table.assign(handle, group)
+        table.open(handle, ANSWER, 100.0)
+        assert raw.recv(4096) == ANSWER
+        raw.send(frame(1, b"ping") * 3 + frame(9, b"?") + frame(1, b"hello") + frame(1, b"ping"))
+        assert [event[2] for event in table.process(101.0)] == ["hello"]
+        assert raw.recv(4096) == b"\x81\x04pong" * 3 + b"\x8a\x01?" + b"\x81\x04pong"
+        raw.send(frame(1, b"ping") + frame(8, b"\x03\xe8"))
+        table.process(102.0)
+        assert raw.recv(4096) == b"\x81\x04pong" + b"\x88\x02\x03\xe8"
+        raw.close()
+        drain(table)
+        table.release(handle)
+
+    def test_more_answers_than_the_socket_takes_arrive_in_order(self, table: SocketTable, group: int) -> None:
+        table.set_auto_responses(group, [("p", "a" * 1000, False, None), ("q", "b" * 2000, False, None)])
+        peer = Peer(table, group=group)
+        for _ in range(10):
+            peer.write(frame(1, b"p") + frame(1, b"q") + frame(1, b"q"))
+        assert table.buffered(peer.handle) == 0
+        texts = []
+        peer.write((frame(1, b"p") + frame(1, b"q")) * 100)
+        assert table.buffered(peer.handle) > 0
+        while True:
+            texts += peer.texts()
+            drain(table)
+            if not table.buffered(peer.handle):
+                break
+        texts += peer.texts()
+        assert texts == ["a" * 1000, "b" * 2000, "b" * 2000] * 10 + ["a" * 1000, "b" * 2000] * 100
+        peer.close()
+
     def test_a_fragmented_request_matches_too(self, table: SocketTable, group: int) -> None:
         peer = Peer(table, group=group)
         assert peer.write(frame(1, b"pi", fin=False) + frame(0, b"ng")) == []
