@@ -906,6 +906,7 @@ cdef class Plane:
     cdef void take_rtcp(self, Peer *p, uint8_t *data, int size, int64_t now) noexcept nogil:
         cdef const uint8_t *at = data
         cdef RtcpPacket packet
+        cdef int entry
         if self.unprotect_rtcp(p.receiving, data, &size) != 0:
             p.refused += 1
             return
@@ -921,8 +922,11 @@ cdef class Plane:
                 p.feedback_received += 1
             elif packet.kind == RTCP_PSFB and packet.count == FMT_PLI and packet.size >= 12:
                 self.answer_key(p, read32(packet.data + 8))
-            elif packet.kind == RTCP_PSFB and packet.count == FMT_FIR and packet.size >= 20:
-                self.answer_key(p, read32(packet.data + 12))
+            elif packet.kind == RTCP_PSFB and packet.count == FMT_FIR:
+                entry = 12
+                while entry + 8 <= packet.size:
+                    self.answer_key(p, read32(packet.data + entry))
+                    entry += 8
 
     cdef void take_sender_report(self, Peer *p, const RtcpPacket *packet, int64_t now) noexcept nogil:
         cdef uint32_t ssrc = read32(packet.data + 4)

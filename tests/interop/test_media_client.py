@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from loadtest.media import dtls
 from loadtest.media.client import MediaClient
 from loadtest.media.source import MediaSource
 from loadtest.media.target import MediaFailed, PublicationRef
@@ -70,6 +71,53 @@ async def test_media_arrives_whole_and_shows_the_pictures_that_were_encoded(
         assert sent.audio.frames >= received.audio.frames > 0
         assert sent.video.reports_received > 0
         assert sent.video.round_trip.count > 0
+
+
+@pytest.mark.parametrize("profile", [b"SRTP_AES128_CM_SHA1_80", b"SRTP_AEAD_AES_256_GCM"], ids=["cm", "gcm-256"])
+async def test_every_srtp_profile_carries_media_and_repairs(
+    server: Server, client: MediaClient, profile: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtls, "PROFILES", {profile: dtls.PROFILES[profile]})
+    dtls._context.cache_clear()
+    try:
+        async with (
+            lossy_proxy(server.udp_port, loss_down=0.1, seed=5) as proxy,
+            target(server, client) as clean,
+            target(server, client, proxy) as lossy,
+        ):
+            publication = await clean.publish(MediaSource())
+            subscription = await lossy.subscribe([publication.ref], verify=True)
+            await subscription.wait_for_media()
+            await asyncio.sleep(1.5)
+            await subscription.leave()
+            assert publication._link.peer.keys.profile == dtls.PROFILES[profile][0]  # type: ignore[attr-defined]
+            assert subscription.figures().video.recovered > 0
+            assert subscription.figures().pictures.wrong == 0
+    finally:
+        dtls._context.cache_clear()
+
+
+async def test_a_subscriber_gets_the_layer_it_asks_for(server: Server, client: MediaClient) -> None:
+    async with target(server, client) as torpor:
+        publication = await torpor.publish(MediaSource(audio=False, height=720, simulcast=True))
+        subscriptions = [await torpor.subscribe([publication.ref], rid=rid) for rid in ("f", "h", "q")]
+        for subscription in subscriptions:
+            await subscription.wait_for_media()
+        await asyncio.sleep(2.0)
+        full, half, quarter = (s.figures().video.bytes for s in subscriptions)
+        assert full > 1.5 * half > 1.5 * 1.5 * quarter > 0
+
+
+async def test_media_over_ipv6() -> None:
+    async with (
+        running_server("--media-addresses", "::1") as server,
+        MediaClient(host="::1") as client,
+        target(server, client) as torpor,
+    ):
+        publication = await torpor.publish(MediaSource())
+        subscription = await torpor.subscribe([publication.ref])
+        await subscription.wait_for_media()
+        assert subscription.figures().silent_tracks == 0
 
 
 async def test_one_subscription_takes_many_publications(server: Server, client: MediaClient) -> None:
