@@ -94,8 +94,9 @@ class PartyContext:
 class Server(DurableObject):
     """One room. Attributes of the class are its options; attributes of an instance last until it leaves memory."""
 
-    hibernate: ClassVar[bool] = False
-    """Leave memory after ten idle seconds although clients are connected. They notice nothing; attributes are lost."""
+    hibernate: ClassVar[bool] = True
+    """Leave memory after ten idle seconds although clients are connected. They notice nothing; attributes are lost.
+    With False the instance stays as long as anybody is connected."""
     ordered: ClassVar[bool] = False
     """Run the message handlers of a connection one after the other."""
     protocols: ClassVar[Sequence[str]] = ()

@@ -16,8 +16,6 @@ from partykit_compat import Connection, Server
 class LoadRoom(Server):
     """Broadcasts, echoes, writes, answers `ping` without waking, and counts its connections by HTTP."""
 
-    hibernate = True
-
     def __init__(self, ctx: ObjectState, env: Any) -> None:
         super().__init__(ctx, env)
         ctx.set_web_socket_auto_response(AutoResponse("ping", "pong"))

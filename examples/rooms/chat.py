@@ -19,8 +19,6 @@ TEXT_LENGTH = 2_000
 
 
 class Chat(Server):
-    hibernate = True
-
     async def on_start(self) -> None:
         self.ctx.storage.sql.exec("CREATE TABLE IF NOT EXISTS said (id INTEGER PRIMARY KEY, name TEXT, text TEXT)")
 

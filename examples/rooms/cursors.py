@@ -14,8 +14,6 @@ from partykit_compat import Connection, Server
 
 
 class Cursors(Server):
-    hibernate = True
-
     async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
         cursors = {one.id: one.state for one in self.get_connections() if one.state is not None}
         connection.send(json.dumps({"type": "here", "you": connection.id, "cursors": cursors}))

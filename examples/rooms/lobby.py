@@ -17,8 +17,6 @@ EVERYBODY = "all"
 
 
 class Table(Server):
-    hibernate = True
-
     async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
         await self.tell_lobby()
 
@@ -30,8 +28,6 @@ class Table(Server):
 
 
 class Lobby(Server):
-    hibernate = True
-
     async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
         connection.send(json.dumps(await self.tables()))
 

@@ -34,8 +34,6 @@ def member(token: str, room: str, secret: str) -> str | None:
 
 
 class Members(Server):
-    hibernate = True
-
     @staticmethod
     async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
         parts = urlsplit(request.url)

@@ -21,8 +21,6 @@ SECONDS_MAX = 7 * 24 * 3600
 
 
 class Poll(Server):
-    hibernate = True
-
     async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
         connection.send(json.dumps(await self.ctx.storage.get("poll")))
 

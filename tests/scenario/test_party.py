@@ -29,6 +29,7 @@ from tests.support.rooms import Gateway, gateway, until
 class Room(Server):
     """Does what its messages and URLs ask for; `env` is a log that outlives instances."""
 
+    hibernate = False
     protocols = ("p1", "p2")
 
     def __init__(self, ctx: Any, env: Any) -> None:

@@ -34,8 +34,6 @@ from objects.http import HttpResponse
 from partykit_compat import Server
 
 class Counter(Server):
-    hibernate = True
-
     async def on_connect(self, connection, request):
         connection.send(f"hello {connection.id}")
 

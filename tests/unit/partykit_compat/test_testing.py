@@ -16,7 +16,6 @@ from partykit_compat.testing import TestRooms, serve_rooms
 
 
 class Counter(Server):
-    hibernate = True
     protocols = ("v1",)
 
     def __init__(self, ctx: Any, env: Any) -> None:
