@@ -13,9 +13,14 @@ class Plane:
     Args:
         upcall_fd: a datagram socket to which STUN and DTLS (and media of streams with `hand_up`) are written, each
             behind eight bytes: kind (`UPCALL_*`) and peer, 32 bits each.
+        magic: the six bytes before the clock in a payload's tail.
+        tail_bytes: of that tail, magic and clock included.
+
+    Raises:
+        ValueError: a tail that cannot hold them.
     """
 
-    def __init__(self, upcall_fd: int) -> None: ...
+    def __init__(self, upcall_fd: int, *, magic: bytes, tail_bytes: int) -> None: ...
     def run(self) -> None:
         """Serve until `stop`, without the GIL; call it in a thread of its own."""
 

@@ -20,6 +20,7 @@ from loadtest._media.plane import UPCALL_DIRECT, UPCALL_MEDIA, Plane
 from loadtest.histogram import Histogram
 from loadtest.media.clips import Clip
 from loadtest.media.figures import ClientFigures
+from loadtest.media.payloads import MAGIC, TAIL_BYTES
 from loadtest.media.peer import MediaPeer
 from loadtest.media.relay import RelayedPeer
 from loadtest.media.turn_server import TurnServer
@@ -112,7 +113,7 @@ class MediaClient:
         self._upcalls.setblocking(False)
         self._writer.setblocking(False)
         self._writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UPCALL_BUFFER_BYTES)
-        self._plane = Plane(self._writer.fileno())
+        self._plane = Plane(self._writer.fileno(), magic=MAGIC, tail_bytes=TAIL_BYTES)
         self._thread = threading.Thread(target=_run, args=(self._plane,), name="media plane", daemon=True)
         self._thread.start()
         asyncio.get_running_loop().add_reader(self._upcalls, self._read_upcalls)
@@ -175,6 +176,7 @@ class MediaClient:
             received=values["received"],
             dropped_sending=values["dropped_sending"],
             dropped_receiving=self._dropped + sum(link.peer.dropped() for link in self._links.values()),
+            schedules_dropped=values["schedules_dropped"],
             send_lag=Histogram.from_json(values["lag"]),
             decode_seconds=self.decode_seconds,
         )

@@ -163,6 +163,8 @@ class ClientFigures(Mergeable):
     """Datagrams that a full socket buffer refused."""
     dropped_receiving: int = 0
     """Datagrams that our kernel threw away because we did not read in time."""
+    schedules_dropped: int = 0
+    """Times a stream was half a second behind its schedule, which was then moved instead of sending a flood."""
     send_lag: Histogram = field(default_factory=Histogram)
     """How late each burst of packets left against its schedule."""
     decode_seconds: float = 0.0
