@@ -15,7 +15,7 @@ Where to look:
 | what a class of objects gets and may define | `state`, `storage`, `sql`, `kv`, `websocket`, `http` |
 | how objects are named and called | `ids`, `namespace`, `rpc`, `codec`, `failures`, `pipe` |
 | when an object wakes, hibernates, is evicted or reset | `host`, `instance`, `mailbox`, `blockers`, `limits` |
-| what runs when, and what may leave when | `gates`, `tasks`, `scope` |
+| what runs when, and what may leave when | `gates`, `tasks`, `scope`, `watchdog` |
 | when a write is durable | `commits`, `sqlite`, `embedded` |
 | alarms and their retries | `alarms`, `alarmstore` |
 | restore points | `history` |

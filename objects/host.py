@@ -36,6 +36,7 @@ from objects.ids import ObjectId, ObjectKey
 from objects.instance import Instance, State
 from objects.limits import Limits
 from objects.mailbox import Event
+from objects.metering import gb_seconds
 from objects.namespace import ObjectClass, ObjectNamespace
 from objects.ports import (
     AlarmEntry,
@@ -54,6 +55,7 @@ from objects.ports import (
 )
 from objects.sqlite import OpenFiles
 from objects.state import AlarmInfo, DurableObject
+from objects.watchdog import Watchdog
 from objects.websocket import WebSocket
 
 log = logging.getLogger("torpor.objects")
@@ -84,6 +86,7 @@ class ObjectHost:
         self._starting: set[asyncio.Task[None]] = set()
         self._sweep_timer: Timer | None = None
         self._uninstall: Callable[[], None] | None = None
+        self._watchdog: Watchdog | None = None
         self._stopping = False
 
     def register(self, name: str, cls: type[DurableObject], env: Any = None) -> ObjectNamespace:
@@ -108,6 +111,8 @@ class ObjectHost:
     def start(self) -> None:
         """Begin to fire alarms and to sweep; call on the running loop, after `register`."""
         self._uninstall = scope.install(asyncio.get_running_loop())
+        if self.limits.blocking_s is not None and Watchdog.possible():
+            self._watchdog = Watchdog(self.limits.blocking_s)
         self.scheduler.start()
         self.first_steps.prepare()
         self._sweep()
@@ -138,6 +143,8 @@ class ObjectHost:
         if self._starting:
             await asyncio.wait(set(self._starting))
         await self.first_steps.close()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         if self._uninstall is not None:
             self._uninstall()
         await asyncio.get_running_loop().run_in_executor(None, self._closer.shutdown)
@@ -147,6 +154,19 @@ class ObjectHost:
     def awake(self) -> dict[ObjectKey, dict[str, int]]:
         """Return the objects in memory with what keeps each there; an empty dict means counting down."""
         return {key: instance.reasons() for key, instance in self._instances.items()}
+
+    def usage(self) -> dict[str, dict[str, float]]:
+        """Return what each namespace has used until now, as `Meter.numbers`: times under way are in it."""
+        now = self.ports.clock.monotonic()
+        used = {}
+        for name, namespace in self._namespaces.items():
+            used[name] = namespace.meter.numbers() | {"hibernated_s": namespace.meter.hibernated_so_far(now)}
+        for instance in self._instances.values():
+            numbers = used[instance.object_id.namespace]
+            numbers[instance.time_counts_as] += now - instance.since
+        for numbers in used.values():
+            numbers["gb_seconds"] = gb_seconds(numbers["active_s"])
+        return used
 
     async def force_hibernate(self, object_id: ObjectId) -> bool:
         """Put an object out of memory as soon as its events are done, whatever timers it has; False if it was not in.
@@ -217,6 +237,9 @@ class ObjectHost:
         if self._instances.get(key) is instance:
             del self._instances[key]
         self._closing[key] = instance.closed
+        connections = self.ports.connections
+        if instance.error is None and connections is not None and connections.count(instance.object_id):
+            instance.meter.fall_asleep(key, self.ports.clock.monotonic())
 
         def closed(future: asyncio.Future[None]) -> None:
             if self._closing.get(key) is future:
@@ -226,10 +249,10 @@ class ObjectHost:
 
     def _wake(self, object_id: ObjectId, cause: str) -> Instance:
         namespace = self._namespaces[object_id.namespace]
-        namespace.meter.wakes[cause] += 1
         kind = namespace.kind
         handles_alarms = hasattr(kind.cls, "alarm")
         key = object_id.key
+        namespace.meter.wake(key, cause, self.ports.clock.monotonic())
         # Whoever wakes it, its life is its own: a context without anybody's scope.
         context = Context()
         instance = context.run(Instance, object_id, self, namespace.meter, kind.construct, handles_alarms)

@@ -15,7 +15,7 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from objects.alarms import AlarmBook, AlarmScheduler
 from objects.blockers import BODY, EVENT, RPC_STUB, STORAGE, TASK, TIMER, Blockers
@@ -542,6 +542,16 @@ class Instance:
             self._idle_timer = self.home.ports.clock.call_later(left, self._idle)
         else:
             self.leave_soon("idle")
+
+    @property
+    def since(self) -> float:
+        """When the time that is under way began; it is not in the meter yet."""
+        return self._since
+
+    @property
+    def time_counts_as(self) -> Literal["active_s", "idle_s"]:
+        """Where in the meter the time under way will go."""
+        return "active_s" if self._stepping or self.blockers.total else "idle_s"
 
     def _account(self, now: float, was_busy: bool | None = None) -> None:
         if self._stepping or (self.blockers.total if was_busy is None else was_busy):

@@ -19,6 +19,9 @@ class Limits:
     commit_s: float = 30.0
     alarm_s: float = 900.0
     """How long one run of an alarm handler may take."""
+    blocking_s: float | None = None
+    """How long code of an object may run without an await, holding everything up; then it is stopped and its object
+    reset. None is for ever. Works only where the loop runs on the main thread."""
     leave_s: float = 10.0
     """How long a `before_leave` handler may take."""
     stop_s: float = 30.0

@@ -31,11 +31,27 @@ class Meter:
     """In memory and working, or kept in memory by something else than a countdown to hibernation."""
     idle_s: float = 0.0
     """In memory, nothing to do, counting down: not charged."""
+    hibernated_s: float = 0.0
+    """Out of memory, with connections that wait."""
     hibernations: int = 0
     rows_read: int = 0
     rows_written: int = 0
     wakes: Counter[str] = field(default_factory=Counter)
     """Instances started, by cause: call, fetch, connect, message, close, error, alarm."""
+    _asleep: dict[str, float] = field(default_factory=dict)
+
+    def fall_asleep(self, object_key: str, now: float) -> None:
+        """An object with connections has left memory."""
+        self._asleep[object_key] = now
+
+    def wake(self, object_key: str, cause: str, now: float) -> None:
+        """An object comes into memory."""
+        self.wakes[cause] += 1
+        self.hibernated_s += now - self._asleep.pop(object_key, now)
+
+    def hibernated_so_far(self, now: float) -> float:
+        """Return `hibernated_s` with the time of those that sleep now."""
+        return self.hibernated_s + len(self._asleep) * now - sum(self._asleep.values())
 
     @property
     def requests(self) -> float:
@@ -45,10 +61,15 @@ class Meter:
     @property
     def gb_seconds(self) -> float:
         """Charged memory over time."""
-        return self.active_s * INSTANCE_BYTES / 1e9
+        return gb_seconds(self.active_s)
 
     def numbers(self) -> dict[str, float]:
         """Return everything by name; wakes as `wakes_<cause>`."""
-        plain = {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != "wakes"}
+        plain = {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name not in ("wakes", "_asleep")}
         causes = {f"wakes_{cause}": float(count) for cause, count in self.wakes.items()}
         return plain | causes | {"requests": self.requests, "gb_seconds": self.gb_seconds}
+
+
+def gb_seconds(active_s: float) -> float:
+    """Return the charged memory of so much active time."""
+    return active_s * INSTANCE_BYTES / 1e9

@@ -171,7 +171,22 @@ class RoomSettings:
     )
     handshakes_per_second: float = setting(100.0, "Per client address; more get 429; 0: no limit", least=0)
     message_max_bytes: int = setting(1024 * 1024, "Largest WebSocket message; above it close 1009", least=1024)
-    queue_max_bytes: int = setting(1024 * 1024, "Unsent bytes of a slow client; above it close 1013", least=1024)
+    queue_max_bytes: int = setting(
+        1024 * 1024, "Unsent bytes of a slow client; above it `slow_clients` applies", least=1024
+    )
+    slow_clients: Literal["close", "drop-newest"] = setting(
+        "close", "`close`: 1013; `drop-newest`: what does not fit is lost to that client, and counted"
+    )
+    message_timeout: float = setting(
+        30.0, "A message begun must be whole after this, else close 1008; 0: no limit", least=0
+    )
+    silence_timeout: float = setting(
+        0.0, "A WebSocket without a message for this long is closed with 1001; 0: never", least=0
+    )
+    compression: bool = setting(False, "Agree to permessage-deflate, without context takeover")
+    blocking_timeout: float = setting(
+        5.0, "A handler that holds the server up this long without an await is stopped, its room reset", least=0.1
+    )
     ping_interval: float = setting(20.0, "A ping is sent after this much silence; 0: never", least=0, most=3600)
     storage_max_bytes: int = setting(10 * 1024**3, "Size of one room's file; above it writing fails", least=2**20)
     closes_per_second: int = setting(1000, "At stop WebSockets are closed so fast, as clients come back alike", least=1)

@@ -173,6 +173,14 @@ _ENDS = ("closed_by_peer", "lost", "closed_slow", "protocol_errors", "timeouts",
 _ROOM_EVENTS = ("fetches", "connects", "messages", "calls", "alarms")
 _ROOM_FAULTS = ("errors", "resets", "overloads")
 _ROOM_ROWS = ("rows_read", "rows_written")
+_ROOM_TOTALS = (
+    ("requests", "requests", "Requests as they are charged: twenty WebSocket messages are one."),
+    ("hibernations", "hibernations", "Times a room left memory."),
+    ("active_s", "active_seconds", "Seconds that rooms were busy."),
+    ("idle_s", "idle_seconds", "Seconds that rooms were in memory with nothing to do, not charged."),
+    ("hibernated_s", "hibernated_seconds", "Seconds that rooms with WebSockets were out of memory."),
+    ("gb_seconds", "gigabyte_seconds", "Memory over time as it is charged: 128 MB while busy."),
+)
 
 
 def room_families(stats: RoomStats) -> Iterator[Family]:
@@ -196,10 +204,16 @@ def room_families(stats: RoomStats) -> Iterator[Family]:
             for name in names
         ]
         yield Family(f"torpor_rooms_{prefix}_total", "counter", text, samples)
-    for name, text in (("hibernations", "Times a room left memory."), ("active_s", "Seconds that rooms were busy.")):
+    for name, family, text in _ROOM_TOTALS:
         totals = {party: numbers[name] for party, numbers in stats.parties.items()}
-        family = "torpor_rooms_active_seconds_total" if name == "active_s" else f"torpor_rooms_{name}_total"
-        yield counter(family, text, totals, "party")
+        yield counter(f"torpor_rooms_{family}_total", text, totals, "party")
+    wakes: list[Sample] = [
+        ("", (("party", party), ("cause", name.removeprefix("wakes_"))), count)
+        for party, numbers in stats.parties.items()
+        for name, count in numbers.items()
+        if name.startswith("wakes_")
+    ]
+    yield Family("torpor_rooms_wakes_total", "counter", "Rooms that came into memory, by what woke them.", wakes)
 
 
 def _powers_of_two(name: str, text: str, counts: Sequence[int], unit: float) -> Family:

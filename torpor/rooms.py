@@ -85,9 +85,11 @@ class Rooms:
             max_frame_bytes=rooms.message_max_bytes,
             max_message_bytes=rooms.message_max_bytes,
             queue_bytes=rooms.queue_max_bytes,
+            message_timeout=rooms.message_timeout,
             ping_interval=rooms.ping_interval,
+            idle_timeout=rooms.silence_timeout,
         )
-        slow = SlowPolicy(rooms.queue_max_bytes)
+        slow = SlowPolicy(rooms.queue_max_bytes, rooms.slow_clients)
         self._manager = HibernationManager(table, clock, slow=slow, max_connections=rooms.connections_per_room)
         try:
             self._drivers = LocalDrivers(rooms.folder, connections=self._manager, clock=clock)
@@ -103,6 +105,7 @@ class Rooms:
             instances=rooms.awake_max,
             database_bytes=rooms.storage_max_bytes,
             stop_s=settings.shutdown.timeout,
+            blocking_s=rooms.blocking_timeout,
         )
         self._host = ObjectHost(self._drivers.ports, secret=secret, limits=limits)
         self.routes = PartyRoutes(self._host, classes, env=room_environment(os.environ))
@@ -115,6 +118,7 @@ class Rooms:
         handshake = HandshakeSettings(
             rate_per_address=self._settings.rooms.handshakes_per_second,
             trusted_proxies=Networks(self._settings.http.trusted_proxies),
+            deflate=self._settings.rooms.compression,
         )
         return websocket_protocol(self._service, handshake)
 
@@ -168,8 +172,7 @@ class Rooms:
     def stats(self) -> RoomStats:
         """Figures, now."""
         totals = self._service.table.counters()
-        parties = {name: namespace.meter.numbers() for name, namespace in self._host.namespaces.items()}
-        return RoomStats(self.live_counts(), totals | {"overloaded": self._dispatcher.overloaded}, parties)
+        return RoomStats(self.live_counts(), totals | {"overloaded": self._dispatcher.overloaded}, self._host.usage())
 
 
 def identity_secret(folder: Path) -> bytes:

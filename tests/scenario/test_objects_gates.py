@@ -9,6 +9,7 @@ import pytest
 from objects.errors import CriticalSectionTimeout, LimitExceeded, ObjectReset, QueueFull
 from objects.limits import Limits
 from objects.state import DurableObject
+from objects.websocket import WebSocket
 from tests.unit.objects import conftest
 from tests.unit.objects.fakes import World, commits_stalled, spin
 
@@ -462,6 +463,33 @@ class TestIdleAccounting:
         go.set()
         await world.advance(11)
         assert world.awake() == 0
+
+    async def test_times_under_way_are_in_the_usage(self, world: World) -> None:
+        class Sleeping(Base):
+            async def web_socket_connect(self, ws: WebSocket, request: Any) -> None:
+                self.ctx.accept_web_socket(ws)
+
+            async def nap(self) -> None:
+                await self.ctx.sleep(5)
+
+        namespace = world.serve(Sleeping)
+        name = namespace.name
+        stub = namespace.get_by_name("a")
+        await world.connections.open(stub.id)
+        await world.advance(4)
+        assert world.host.usage()[name]["idle_s"] == pytest.approx(4)
+        await world.advance(6 + 100)  # ten idle seconds, then out of memory
+        assert world.awake() == 0
+        assert world.host.usage()[name]["hibernated_s"] == pytest.approx(100, abs=0.1)
+        call = stub.nap()
+        await world.advance(3)
+        usage = world.host.usage()[name]
+        assert usage["active_s"] == pytest.approx(3, abs=0.1)
+        assert usage["gb_seconds"] == pytest.approx(3 * 0.128, abs=0.02)
+        assert usage["hibernated_s"] == pytest.approx(100, abs=0.1)
+        assert (usage["wakes_connect"], usage["wakes_call"], usage["requests"]) == (1, 1, 2)
+        await world.advance(3)
+        await call
 
     async def test_metering_charges_work_and_not_the_countdown(self, world: World) -> None:
         class Sleeping(Base):
