@@ -284,6 +284,8 @@ cdef class Plane:
     cdef int _parse_path(self, path, Address *out) except -1:
         """The socket index of a path; fills the remote address."""
         index, host, port = path
+        if self.state == NULL:
+            raise ValueError("the plane is closed")
         if not 0 <= index < socket_count(self.state):
             raise ValueError(f"socket {index}")
         parse_address(out, host, port)

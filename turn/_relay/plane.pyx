@@ -190,6 +190,7 @@ cdef void queue_stream(Engine *e, Client *client, const Outcome *o) noexcept nog
         memcpy(at + o.head_size, o.payload, o.payload_size)
     memset(at + o.head_size + o.payload_size, 0, o.padding)
     client.out_size += need
+    e.receipts += 1  # counts twice: it wakes Python as well
     mark_dirty(e, client)
 
 

@@ -256,6 +256,15 @@ class TestBounds:
             plane.close()
             assert far.post(0, 0, ("198.51.100.9", 1), MEDIA[0], b"late") == "closed"
 
+    def test_a_closed_plane_answers_nobody(self, exchange: tuple[End, End]) -> None:
+        near, far = exchange
+        plane = Plane(("127.0.0.1",), 0, exchange=near)
+        plane.start()
+        with RelayedPeer(plane, Relays(far)) as peer:
+            plane.close()
+            with pytest.raises(ValueError, match="the plane is closed"):
+                plane.send_datagram(b"", peer.path)
+
     def test_an_exchange_for_another_number_of_threads_is_refused(self, exchange: tuple[End, End]) -> None:
         with pytest.raises(ValueError, match="an exchange for 1 threads"):
             Plane(("127.0.0.1",), 0, threads=2, exchange=exchange[0])
