@@ -88,12 +88,10 @@ def compare(options: argparse.Namespace) -> int:
     made = [record.load(path) for path in options.compare]
     if len({one["profile"] for one in made}) > 1:
         raise record.RecordError("records of different profiles cannot be compared")
-    for path, one in zip(options.compare, made, strict=True):
-        if len({report.name_of(other) for other in made}) == 1 and len(made) > 1:
-            one["target"] = {
-                **one["target"],
-                "name": path.stem if len({p.stem for p in options.compare}) > 1 else str(path),
-            }
+    if len({report.name_of(one) for one in made}) == 1 < len(made):
+        stems = {path.stem for path in options.compare}
+        for path, one in zip(options.compare, made, strict=True):
+            one["target"] = {**one["target"], "name": path.stem if len(stems) == len(made) else str(path)}
     print(report.table(made))  # noqa: T201
     folder = options.out / f"{machine.today()}-{machine.commit().rstrip('+')}-{options.name or 'compare'}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,12 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-import gevent
 from locust import events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
-from loadtest import webui
-from loadtest.observer import Observer, observe
+from loadtest.observer import observer_of
 from loadtest.profiles import DEFAULT, PARAMETERS, ProfileError, profile
 from loadtest.shapes import ProfileShape
 from loadtest.users import MediaPublisher, MediaSubscriber, RoomUser, TurnUser
@@ -33,20 +31,6 @@ def _options(parser: LocustArgumentParser) -> None:
     for parameter in PARAMETERS.values():
         if parameter.name != "spawn_rate":  # Locust's own flag, read below
             parser.add_argument(parameter.flag, type=float, default=None, help=parameter.text)
-    add: Any = parser.add_argument  # Locust's takes more than argparse's
-    add("--dialect", choices=["text", "socket.io"], default="text", help="how rooms are spoken to")
-    add("--room-path", default="/parties/main/{room}", help="path of a room, with {room} in it")
-    add("--media-kind", choices=["torpor", "janus"], default="torpor", help="what serves media")
-    add("--app-id", env_var="TORPOR_APP_ID", default=None, help="app of the sessions API")
-    add("--app-secret", env_var="TORPOR_APP_SECRET", default=None, is_secret=True, help="its secret")
-    add("--turn-key-id", env_var="TORPOR_TURN_KEY_ID", default=None, help="TURN key of the HTTP API")
-    add("--turn-key-token", env_var="TORPOR_TURN_KEY_TOKEN", default=None, is_secret=True, help="its token")
-    add("--turn-server", default=None, help="host:port of a TURN server without the HTTP API")
-    add("--turn-username", default="", help="its user")
-    add("--turn-password", env_var="LOADTEST_TURN_PASSWORD", default="", is_secret=True, help="and password")
-    add("--server-pid", type=int, default=None, include_in_web_ui=False, help="server process on this machine to watch")
-    add("--record", default=None, include_in_web_ui=False, help="write the run's record (JSON) to this file")
-    add("--burn", type=float, default=0, include_in_web_ui=False, help="waste this share of the engine's core")
 
 
 @events.init.add_listener
@@ -69,13 +53,10 @@ def _choose(environment: Environment, **_: Any) -> None:
             classes[name].fixed_count = count
         else:
             classes[name].weight = count
-    observer = observe(environment, chosen)
+    observer = observer_of(environment)
+    observer.profile = chosen
     if isinstance(environment.shape_class, ProfileShape):
         environment.shape_class.observer = observer
-    if environment.web_ui is not None:
-        webui.extend(environment, observer)
-    if options.burn and not observer.is_master:
-        environment.events.test_start.add_listener(lambda **_: gevent.spawn(_burn, observer, float(options.burn)))
 
 
 def check_address(address: str | None) -> None:
@@ -92,11 +73,6 @@ def check_address(address: str | None) -> None:
         socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise ProfileError(f"{address} cannot be reached: {error}") from error
-
-
-def _burn(observer: Observer, share: float) -> None:
-    """Show on purpose what a saturated generator looks like."""
-    observer.engine.call("burn", share, 3600.0, within=3700.0)
 
 
 class Shape(ProfileShape):

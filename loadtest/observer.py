@@ -14,14 +14,17 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
 from gevent.event import Event
+from gevent.lock import RLock
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import StatsEntry
 
+from loadtest import report
 from loadtest.engine.remote import CallFailed, EngineGone, RemoteEngine
 from loadtest.figures import Figures
 from loadtest.histogram import Histogram
@@ -44,6 +47,9 @@ SHOWN: Final[Mapping[str, tuple[str, str]]] = {
 """Histograms that are entries of Locust's statistics too."""
 
 
+_BURN_SECONDS: Final = 24 * 3600.0
+NOBODY_WITHIN: Final = 20.0
+"""Seconds after which a run whose users only fail to join is not waited for any longer."""
 JOINING: Final = frozenset(
     {
         "publish.join_seconds",
@@ -69,6 +75,7 @@ class Observer:
         self.verdict: Verdict | None = None
         self.target_died = ""
         self._engine: RemoteEngine | None = None
+        self._engine_starting = RLock()
         self._engine_gone = ""
         self._pending = Figures()
         self._second = Figures()
@@ -76,7 +83,7 @@ class Observer:
         self._numbers: dict[str, itertools.count[int]] = {}
         self._board: dict[str, dict[str, dict[str, Any]]] = {}
         self._posted = Event()
-        self._workers = max(1, int(getattr(environment.parsed_options, "processes", None) or 1))
+        self._workers = 1
         self._measuring = False
         self._stopping = False
         self._ready = 0
@@ -111,6 +118,7 @@ class Observer:
         if self.is_worker:
             events.report_to_master.add_listener(self._on_report_to_master)
             runner.register_message("loadtest.board", self._on_board)
+            runner.register_message("loadtest.workers", self._on_workers)
         elif self.is_master:
             events.worker_report.add_listener(self._on_worker_report)
             runner.register_message("loadtest.announce", self._on_announce)
@@ -120,11 +128,12 @@ class Observer:
     @property
     def engine(self) -> RemoteEngine:
         """The engine of this process; started when it is first needed."""
-        if self._engine is None:
-            if self._engine_gone:
-                raise EngineGone(self._engine_gone)
-            self._engine = RemoteEngine(self._on_engine_report, self._on_engine_gone)
-        return self._engine
+        with self._engine_starting:  # starting lets other greenlets run
+            if self._engine is None:
+                if self._engine_gone:
+                    raise EngineGone(self._engine_gone)
+                self._engine = RemoteEngine(self._on_engine_report, self._on_engine_gone)
+            return self._engine
 
     def next_user(self, kind: str) -> int:
         """Number of a new user of a class: 0, 1, 2... over all workers, as Locust deals users out in turn."""
@@ -194,6 +203,9 @@ class Observer:
         assert environment.runner is not None
         environment.runner.send_message("loadtest.board", msg.data)
 
+    def _on_workers(self, environment: Environment, msg: Any, **_: Any) -> None:
+        self._workers = max(1, int(msg.data["workers"]))
+
     def _on_board(self, environment: Environment, msg: Any, **_: Any) -> None:
         self._post(msg.data)
 
@@ -260,28 +272,47 @@ class Observer:
         self._started_at, self._unix_started = time.monotonic(), time.time()
         self._measuring = self.profile.measured_from_start
         self._measuring_since = time.monotonic()
-        if not self.is_master:
+        runner = self.environment.runner
+        if isinstance(runner, MasterRunner):
+            self._workers = max(1, runner.worker_count)
+            runner.send_message("loadtest.workers", {"workers": self._workers})  # before any user is spawned
+        else:
             try:
                 self.engine.call("resume")
             except (EngineGone, CallFailed) as error:
                 logger.error("%s", error)
         if self._sampler is None:
             self._sampler = gevent.spawn(self._sample_every_second)
+        share = float(getattr(self.environment.parsed_options, "burn", 0) or 0)
+        if share and not self.is_master:
+            gevent.spawn(self.engine.call, "burn", share, _BURN_SECONDS, within=_BURN_SECONDS)
 
     def ready(self, users: int = 1) -> None:
         """That many users of this process more have joined (or fewer, when negative)."""
         self._ready += users
 
+    @property
+    def joined(self) -> int:
+        """Users of the profile that have joined, in all processes."""
+        return self._ready + sum(int(load.get("ready", 0)) for load in self._loads.values())
+
     def all_ready(self) -> bool:
-        """Whether all users of the profile have joined, in all processes."""
-        others = sum(int(load.get("ready", 0)) for load in self._loads.values())
-        return self._ready + others >= self.profile.total
+        """Whether all users of the profile have joined."""
+        return self.joined >= self.profile.total
+
+    def nobody_joins(self, seconds: float) -> bool:
+        """Whether waiting is of no use: after `seconds` there are failures, and not one user has joined."""
+        runner = self.environment.runner
+        return seconds > NOBODY_WITHIN and not self.joined and runner is not None and bool(runner.errors)
 
     def full(self) -> None:
         """All users are there: what counts begins now."""
         if not self._measuring:
             self._measuring = True
             self._measuring_since = time.monotonic()
+            if missing := self.profile.total - self.joined:
+                logger.error("%d of %d users could not join", missing, self.profile.total)
+                self.figures.add("users.missing", missing)
 
     def _on_stopping(self, **_: Any) -> None:
         """What was sent arrives; then counting ends, before the first user is stopped."""
@@ -386,11 +417,11 @@ class Observer:
                 self._progress = None
 
     def _write_record(self) -> None:
-        path = getattr(self.environment.parsed_options, "record", None)
-        if path:
-            record = self.to_json()
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(rounded(record), file)
+        options = self.environment.parsed_options
+        if path := getattr(options, "record", None):
+            Path(path).write_text(json.dumps(rounded(self.to_json())), encoding="utf-8")
+        if path := getattr(options, "report", None):
+            Path(path).write_text(report.html([rounded(self.to_json())]), encoding="utf-8")
 
     def to_json(self) -> dict[str, Any]:
         """The run so far as a record (`loadtest.record`)."""
@@ -430,16 +461,15 @@ class Observer:
 _observers: dict[int, Observer] = {}
 
 
-def observe(environment: Environment, profile: Profile) -> Observer:
-    """Make the observer of an environment."""
+def observe(environment: Environment) -> Observer:
+    """Make the observer of an environment: once, when Locust is ready and before any test starts."""
+    profile = Profile.of_locustfile(environment.parsed_options)
     observer = _observers[id(environment)] = Observer(environment, profile)
     return observer
 
 
 def observer_of(environment: Environment) -> Observer:
-    """The observer of an environment; made with a profile of its own for locustfiles that name none."""
-    if id(environment) not in _observers:
-        return observe(environment, Profile.of_locustfile(environment.parsed_options))
+    """The observer of an environment."""
     return _observers[id(environment)]
 
 

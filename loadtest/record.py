@@ -168,6 +168,8 @@ class _Reader:
     def room_lines(self) -> list[Number]:
         count = self.figures.count
         lines: list[Number] = []
+        if missing := count("users.missing"):
+            lines.append(Number("users_missing", "users that could not join", missing, "count", "less"))
         if connections := max((sample.get("connections", 0) for sample in self.all_samples), default=0):
             lines.append(Number("connections", "connections", connections, "count"))
         lines += self.quantiles("connect", "rooms.connect", "connecting", (0.5, 0.99))

@@ -222,14 +222,21 @@ def _plots(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     )
     for what, title, unit in axes:
         lines = [
-            svg.Line(name, [(s["at"], s.get(what, math.nan)) for s in run["samples"]]) for name, run in firsts.items()
+            svg.Line(
+                name, [(s["at"], s.get(what, math.nan) / (2**20 if unit == "bytes" else 1)) for s in run["samples"]]
+            )
+            for name, run in firsts.items()
         ]
         plots.append(svg.over_time(title, lines, partial(_on_axis, unit), shade))
     return plots
 
 
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _on_axis(unit: Unit, value: float) -> str:
-    return show(value, unit).replace(" of a core", "")
+    return f"{value:g} MiB" if unit == "bytes" else show(value, unit).replace(" of a core", "")
 
 
 def _single_plots(run: Run, shade: float) -> list[str]:
@@ -237,7 +244,7 @@ def _single_plots(run: Run, shade: float) -> list[str]:
     plots = []
     for key, title in DISTRIBUTIONS.items():
         lines = [
-            svg.Line(q, [(s["at"], s["times"].get(key, {}).get(q, math.nan)) for s in samples])
+            svg.Line(q, [(s["at"], _known(s["times"].get(key, {}).get(q))) for s in samples])
             for q in ("p50", "p95", "p99")
         ]
         if any(key in s["times"] for s in samples) and key != "rooms.wake":

@@ -12,8 +12,8 @@ from loadtest.observer import Observer
 from loadtest.profiles import Profile
 
 Tick = tuple[int, float] | None
-FULL_WITHIN = 120.0
-"""Seconds beyond the time that the spawn rate takes; a run whose users are not there then is measured with fewer."""
+FULL_WITHIN = 60.0
+"""Seconds beyond the time that the spawn rate takes; a run whose users are not there then is measured without them."""
 
 
 class ProfileShape(LoadTestShape):
@@ -45,7 +45,7 @@ class ProfileShape(LoadTestShape):
         rate = float(profile.parameters["spawn_rate"])
         if self._full_at is None:
             late = self.get_run_time() > profile.total / rate + FULL_WITHIN
-            if self.observer.all_ready() or late:
+            if self.observer.all_ready() or late or self.observer.nobody_joins(self.get_run_time()):
                 self._full_at = time.monotonic()
                 self.observer.full()
         elif time.monotonic() - self._full_at >= profile.parameters["duration"]:

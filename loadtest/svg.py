@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from loadtest.histogram import Histogram
 
 WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 30
+LEFT, RIGHT, TOP, BOTTOM = 70, 24, 14, 30
 COLOURS = 6
 """`--line-0` to `--line-5` of the page's style sheet."""
 

@@ -33,14 +33,27 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
-from locust import User
+from locust import User, events
 from locust.env import Environment
 
+from loadtest import options, webui
 from loadtest.engine.dialects import ECHO, WRITE, DialectName, room_url
 from loadtest.engine.remote import CALL_TIMEOUT, CallFailed, EngineGone
-from loadtest.observer import Observer, observer_of
+from loadtest.observer import Observer, observe, observer_of
 
 __all__ = ["CallFailed", "LoadUser", "MediaPublisher", "MediaSubscriber", "RoomUser", "TurnUser"]
+
+events.init_command_line_parser.add_listener(options.add)
+
+
+@events.init.add_listener
+def _observe(environment: Environment, **_: Any) -> None:
+    """Whatever locustfile imports these users: the engine, the figures and the tab of the web UI come with them."""
+    options.complete(environment.parsed_options)
+    observer = observe(environment)
+    if environment.web_ui is not None:
+        webui.extend(environment, observer)
+
 
 BACKOFF = (1.0, 2.0, 5.0)
 """Seconds before a connection is tried again; the last for all further attempts."""
@@ -158,12 +171,12 @@ class RoomUser(LoadUser):
 
     def connect(self, name: str = "connect") -> None:
         """Connect to the room. Raises `CallFailed`."""
-        options = self.environment.parsed_options
+        given = self.environment.parsed_options
         arguments = (
             self.address,
-            self.room_path or getattr(options, "room_path", None) or "/parties/main/{room}",
+            self.room_path or getattr(given, "room_path", None) or "/parties/main/{room}",
             self.room(),
-            self.dialect or getattr(options, "dialect", None) or "text",
+            self.dialect or getattr(given, "dialect", None) or "text",
             self.connect_within,
         )
         number, _ = self.ask_engine(name, "rooms.open", *arguments, timed=lambda value: value[1])
@@ -199,10 +212,11 @@ class RoomUser(LoadUser):
 
     def _echo(self, name: str, kind: str, size: int) -> float:
         connection = self._present()
+        began = time.monotonic()
         try:
             seconds, silent = self.observer.engine.call("rooms.echo", connection, kind, size, self.answer_within)
         except (CallFailed, EngineGone) as error:
-            self.enter(name, self.answer_within, str(error))
+            self.enter(name, time.monotonic() - began, str(error))
             raise CallFailed(str(error)) from None
         woke = name == "echo" and silent >= self.hibernates_after
         self.enter("wake" if woke else name, seconds)
@@ -240,8 +254,8 @@ class RoomUser(LoadUser):
 
     def get(self, path: str | None = None) -> int:
         """An HTTP GET of the room's address, or of another path; returns the status. 400 and above is a failure."""
-        options = self.environment.parsed_options
-        template = path or self.room_path or getattr(options, "room_path", None) or "/parties/main/{room}"
+        given = self.environment.parsed_options
+        template = path or self.room_path or getattr(given, "room_path", None) or "/parties/main/{room}"
         url = room_url(self.address, template, self.room(), websocket=False)
         began = time.monotonic()
         failure: str | None = None

@@ -56,6 +56,7 @@ class RemoteEngine:
         self._waiting: dict[int, AsyncResult[Any]] = {}
         self._calls: list[tuple[int, str, tuple[Any, ...], float]] = []
         self._ended: dict[int, Callable[[str], None]] = {}
+        self._ended_early: dict[int, str] = {}
         self._flush = Event()
         self._closing = False
         ours, theirs = socket.socketpair()
@@ -98,8 +99,11 @@ class RemoteEngine:
             self._waiting.pop(number, None)
 
     def watch(self, connection: int, ended: Callable[[str], None]) -> None:
-        """Call `ended` with the reason when a connection ends by itself."""
-        self._ended[connection] = ended
+        """Call `ended` with the reason when a connection ends by itself; at once if it has already."""
+        if (reason := self._ended_early.pop(connection, None)) is not None:
+            ended(reason)
+        else:
+            self._ended[connection] = ended
 
     def unwatch(self, connection: int) -> None:
         """Not any more."""
@@ -152,5 +156,8 @@ class RemoteEngine:
         for connection, reason in message.get("ended", ()):
             if (ended := self._ended.pop(connection, None)) is not None:
                 ended(reason)
+            else:
+                # Whoever opened it has not been told its number yet.
+                self._ended_early[connection] = reason
         if "figures" in message:
             self._on_report(Figures.from_json(message["figures"]), message["load"])

@@ -131,6 +131,7 @@ class Engine:
             return
         except RoomFailed as failure:
             error = str(failure)
+            logger.debug("%s failed", name, exc_info=True)
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
             logger.debug("%s failed", name, exc_info=True)
