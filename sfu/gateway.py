@@ -34,7 +34,9 @@ from sfu.routes import CorrelationId, SessionApi, add_session_routes, error_resp
 from sfu.throttle import CallThrottle
 
 SESSIONS_PER_ADDRESS_PER_S = 20.0
-"""New sessions of one client address: the one call here that needs no cookie."""
+"""New sessions of one client address: a call that needs no cookie."""
+ICE_SERVERS_PER_ADDRESS_PER_S = 20.0
+"""Credentials for one client address, likewise."""
 
 AUTHORITY = re.compile(r"(?:\[(?P<literal>[0-9a-f:.]+)\]|(?P<name>[^:@/\[\]]+))(?::[0-9]*)?\Z")
 """A `Host` header in lower case: RFC 9110 §7.2, no user information."""
@@ -94,6 +96,7 @@ def gateway_router(
     """
     router = APIRouter(prefix=policy.prefix, tags=["Browser gateway"], route_class=GatewayRoute)
     new_sessions = CallThrottle(SESSIONS_PER_ADDRESS_PER_S)
+    new_credentials = CallThrottle(ICE_SERVERS_PER_ADDRESS_PER_S)
 
     async def visitor(request: Request) -> str:
         check_origin(request, policy)
@@ -147,9 +150,11 @@ def gateway_router(
         summary="STUN and TURN servers",
         operation_id="getIceServersByGateway",
         response_class=Response,
-        responses=error_responses(403) | {200: {"description": "Those that listen now", "content": _ICE_SERVERS}},
+        responses=error_responses(403, 429) | {200: {"description": "Those that listen now", "content": _ICE_SERVERS}},
     )
-    async def generate_ice_servers(app_id: str = Depends(visitor)) -> Response:
+    async def generate_ice_servers(request: Request, app_id: str = Depends(visitor)) -> Response:
+        if not new_credentials.admit(_network(request), now=time.monotonic()):
+            raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, "too many credentials for one address: try again later")
         return Response(orjson.dumps({"iceServers": list(ice_servers())}), media_type="application/json")
 
     refusals = error_responses(403) | {401: {"description": "No cookie of this session", "content": _PLAIN_TEXT}}

@@ -120,8 +120,9 @@ class RelaySettings:
     relay_addresses: tuple[str, ...] = setting(
         (), "IP addresses of relays; the first of each family counts; empty: as `turn.addresses`"
     )
-    relay_port_min: int = setting(49152, "Lowest UDP port of a relay", least=1024, most=65535)
-    relay_port_max: int = setting(65535, "Highest UDP port of a relay", least=1024, most=65535)
+    relay_port_min: int = setting(49152, "Lowest port of a relay", least=1024, most=65535)
+    relay_port_max: int = setting(65535, "Highest port of a relay", least=1024, most=65535)
+    tcp_relays: bool = setting(False, "Relays that reach peers over TCP (RFC 6062), for clients over TCP and TLS")
     threads: int = setting(0, "Relay threads; 0: one per core", least=0, most=256)
     gather_us_max: int = setting(
         200, "Under load, packets gather in the kernel so many microseconds before a relay thread takes them; 0: never",
@@ -148,6 +149,10 @@ class RelaySettings:
     allocations_per_source: int = setting(256, "Per client address, maybe a whole office; more: 486", least=1)
     connections_max: int = setting(4096, "TCP and TLS connections; more are closed at once", least=1, most=1_000_000)
     connections_per_source: int = setting(256, "Per client address", least=1)
+    peer_connections_max: int = setting(
+        1024, "Connections of TCP relays with peers; each is a file descriptor; more: 508", least=1, most=1_000_000
+    )
+    peer_connections_per_allocation: int = setting(32, "Of one TCP relay", least=1)
     allocation_bps_max: int = setting(0, "Bits a second through one relay, each way; 0: no limit", least=0)
     user_bps_max: int = setting(0, "Bits a second of one credential, each way; 0: no limit", least=0)
     total_bps_max: int = setting(0, "Bits a second of all, each way; 0: no limit", least=0)

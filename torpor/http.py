@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from torpor.config import HttpSettings, Settings
 from torpor.edge import envelope
+from turn.tls import reload_certificate
 
 SEND_TIMEOUT = 10.0
 """A peer that takes nothing of an answer for this long is cut off."""
@@ -181,6 +183,16 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._on_start = on_start
         self._on_stop = on_stop
+
+    def reload_certificate(self) -> None:
+        """Read certificate and key again; connections that are open go on.
+
+        Raises:
+            OSError, ssl.SSLError: the files cannot be used; the old ones stay in force.
+        """
+        certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
+        if isinstance(self.config.ssl, ssl.SSLContext) and certificate is not None:
+            reload_certificate(self.config.ssl, str(certificate), str(key))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -12,7 +12,7 @@
                                                 ▼
                           close media: its goodbyes still pass the relays ─► close TURN ─► exit 0
 
-A second signal at any time exits at once with 128 + its number.
+A second signal at any time exits at once with 128 + its number. SIGHUP reads the certificates again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from sfu.service import Sfu, SfuSettings
 from torpor.addresses import announced_addresses
@@ -90,7 +91,8 @@ async def serve(settings: Settings, announce: Announce) -> None:
                 on_stop=stop_accepting,
                 upgrades=rooms.protocol() if rooms else None,
             )
-            async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server):
+            reload = partial(_reload_certificates, server, turn)
+            async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server, reload):
                 await server.serve(sockets=[listener])
     logger.info("stopped")
 
@@ -180,7 +182,7 @@ async def _background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _signals(delay: float, health: Health, server: HttpServer) -> AsyncIterator[None]:
+async def _signals(delay: float, health: Health, server: HttpServer, reload: Callable[[], None]) -> AsyncIterator[None]:
     """While inside, the first signal drains and then stops the server; the next one ends the process."""
     loop = asyncio.get_running_loop()
 
@@ -196,8 +198,21 @@ async def _signals(delay: float, health: Health, server: HttpServer) -> AsyncIte
 
     for number in SIGNALS:
         loop.add_signal_handler(number, receive, number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+def _reload_certificates(server: HttpServer, turn: TurnService | None) -> None:
+    for where, reload in (("http", server.reload_certificate), ("turn", turn.reload_certificate if turn else None)):
+        if reload is None:
+            continue
+        try:
+            reload()
+        except OSError as error:  # of which ssl.SSLError is one
+            logger.error("certificates", extra={"where": where, "kept": "old", "reason": str(error)})
+        else:
+            logger.info("certificates", extra={"where": where, "kept": "new"})

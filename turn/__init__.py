@@ -4,8 +4,9 @@
 Cython relays: `TurnServer` answers requests and tells a `RelayPlane` who may send what to whom; the plane's threads
 repeat that decision per packet, without the GIL.
 
-Clients by UDP, TCP and TLS; relays by UDP, IPv4 and IPv6. Non-goals, each refused with its error code: TCP relays
-(RFC 6062, 442), mobility (RFC 8016, 405), third-party tokens (RFC 7635), DTLS towards clients, ICMP relaying.
+Clients by UDP, TCP and TLS; relays by UDP and, where they are switched on, TCP (RFC 6062), IPv4 and IPv6. Non-goals,
+each refused with its error code: mobility (RFC 8016, 405), third-party tokens (RFC 7635), DTLS towards clients, ICMP
+relaying.
 
 Where to look:
 
@@ -14,6 +15,7 @@ Where to look:
 | what a request does, in which order, with which code | `server.py` |
 | who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py`, `lookup.py` |
 | which peers may be reached | `policy.py` |
+| peers over TCP | `connections.py` decides, `peer_endpoint.py` carries |
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
 | what happens per packet | `_relay/table.pxd` (and `_reference.py`, its plain-Python twin) |

@@ -46,13 +46,15 @@ class Relay:
     """One relayed transport address of an allocation; a dual allocation has two (RFC 8656 §7.2)."""
 
     handle: int
-    """The plane's name for the socket."""
+    """The name of the socket to those who hold it: the plane, or `PeerSockets`."""
     local: TransportAddress
     """Where the socket is bound."""
     external: TransportAddress
     """What client and peers are told; differs behind 1:1 NAT (A23)."""
     expires_at: float
     permissions: PermissionTable
+    tcp: bool = False
+    """Towards peers (RFC 6062)."""
 
     @property
     def version(self) -> int:
@@ -88,6 +90,11 @@ class Allocation:
     def expires_at(self) -> float:
         """When the last relay of it goes."""
         return max(relay.expires_at for relay in self.relays)
+
+    @property
+    def tcp(self) -> bool:
+        """Whether peers are reached over TCP (RFC 6062)."""
+        return any(relay.tcp for relay in self.relays)
 
     def relay_for(self, ip: IPAddress) -> Relay | None:
         """The relay of the same family as `ip`."""

@@ -127,7 +127,13 @@ class Authenticator:
         self._nonces = NonceSource(features, lifetime=nonce_lifetime)
 
     def authenticate(
-        self, message: Message, five_tuple: FiveTuple, allocation: Allocation | None, now: float
+        self,
+        message: Message,
+        five_tuple: FiveTuple,
+        allocation: Allocation | None,
+        now: float,
+        *,
+        also: FiveTuple | None = None,
     ) -> Authenticated:
         """Check the request in the order of RFC 8489 §9.2.4 (rows L1 to L9).
 
@@ -136,6 +142,7 @@ class Authenticator:
             five_tuple: how it came.
             allocation: what exists on that 5-tuple; its owner's cached credential outlives an expiry (E4).
             now: monotonic clock, in seconds.
+            also: a connection of the same client whose nonce it may use.
 
         Raises:
             StunRefusal: with everything that the response needs.
@@ -152,6 +159,8 @@ class Authenticator:
         if (username is None and digest is None) or realm is None or nonce is None:
             raise StunRefusal(400)
         fresh = self._nonces.check(nonce, five_tuple, now)
+        if fresh is None and also is not None:
+            fresh = self._nonces.check(nonce, also, now)
         if fresh is None:
             raise self._challenge(438, five_tuple, now)
         algorithm, sha256_response = _chosen_algorithm(message)

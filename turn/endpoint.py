@@ -20,9 +20,10 @@ from typing import cast
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple, Transport
 from turn.errors import StreamError
-from turn.events import Event
+from turn.events import Event, PeerJoined
 from turn.framing import StreamFramer, split
 from turn.limits import Quota, TokenBucket
+from turn.peer_endpoint import PeerEndpoint
 from turn.relays import Origin, PlaneRelays, StreamOrigin, UdpOrigin
 from turn.server import TurnServer
 from turn.settings import TurnSettings
@@ -47,6 +48,7 @@ class TurnEndpoint:
         plane: Plane,
         relays: PlaneRelays,
         *,
+        peers: PeerEndpoint | None = None,
         on_event: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +60,9 @@ class TurnEndpoint:
         self._server = server
         self._plane = plane
         self._relays = relays
+        self._peers = peers
+        if peers is not None:
+            peers.listener = self
         self._on_event = on_event
         self._clock = clock
         self._udp: list[list[socket.socket]] = []
@@ -116,6 +121,8 @@ class TurnEndpoint:
         """Connections, and what server and plane hold."""
         counts = {f"turn_{kind}": count for kind, count in self._server.live_counts().items()}
         counts |= {f"turn_plane_{kind}": count for kind, count in self._plane.live_counts().items()}
+        if self._peers is not None:
+            counts |= {f"turn_{kind}": count for kind, count in self._peers.live_counts().items()}
         return counts | {"turn_connections": len(self._connections)}
 
     def plane_counters(self) -> dict[str, int]:
@@ -212,22 +219,63 @@ class TurnEndpoint:
     def _answers_are_late(self) -> None:
         self._send_answers()
         waiting = self._server.waiting()
-        for five_tuple in [t for t in self._relays.origins if t not in waiting]:
+        answered = [five_tuple for five_tuple in self._relays.origins if five_tuple not in waiting]
+        for five_tuple in answered:
             del self._relays.origins[five_tuple]
         self._drain_events()
+        for five_tuple in answered:
+            if (connection := self._by_five_tuple.get(five_tuple)) is not None:
+                connection.proceed()
         self._schedule()
 
     def _send_answers(self) -> None:
         for to, answer in self._server.messages_to_send():
-            match self._relays.origins.get(to):
-                case UdpOrigin(worker, listener):
-                    self._plane.send_to_client(worker, listener, str(to.client.ip), to.client.port, answer)
-                case StreamOrigin(_, number) if number in self._connections:
-                    self._connections[number].write(answer)
+            if (connection := self._by_five_tuple.get(to)) is not None:
+                connection.write(answer)
+            elif isinstance(origin := self._relays.origins.get(to), UdpOrigin):
+                self._plane.send_to_client(origin.worker, origin.listener, str(to.client.ip), to.client.port, answer)
 
     def _drain_events(self) -> None:
         for event in self._server.events_received():
-            self._on_event(event)
+            if isinstance(event, PeerJoined):
+                self._join(event)
+            else:
+                self._on_event(event)
+
+    # TCP relays: what `PeerEndpoint` tells, and clients' connections that have become a peer's.
+
+    def peer_called(self, handle: int, peer: TransportAddress) -> int | None:
+        """See `PeerListener`."""
+        number = self._server.receive_peer(handle, peer, self._clock())
+        self._answers_are_late()
+        return number
+
+    def peer_connected(self, number: int) -> None:
+        """See `PeerListener`."""
+        self._server.receive_peer_connected(number, self._clock())
+        self._answers_are_late()
+
+    def peer_closed(self, number: int) -> None:
+        """See `PeerListener`."""
+        self._server.receive_peer_closed(number, self._clock())
+        self._answers_are_late()
+
+    @property
+    def peers(self) -> PeerEndpoint:
+        """Of TCP relays; only where they are served."""
+        assert self._peers is not None
+        return self._peers
+
+    def is_waiting(self, five_tuple: FiveTuple) -> bool:
+        """Whether a request of this client waits for a look-up."""
+        return five_tuple in self._server.waiting()
+
+    def _join(self, event: PeerJoined) -> None:
+        connection = self._by_five_tuple.get(event.five_tuple)
+        if connection is not None:
+            connection.join(event.number)
+        else:  # gone meanwhile
+            self.peers.client_left(event.number)
 
     # Time.
 
@@ -273,13 +321,16 @@ class TurnEndpoint:
         while number in self._connections:
             number = number % 0xFFFFFFFF + 1
         self._next_connection = number % 0xFFFFFFFF + 1
-        self._connections[number] = connection
+        self._connections[number] = self._by_five_tuple[connection.five_tuple] = connection
         self.counters["connections_accepted"] += 1
         return number
 
     def forget(self, connection: _Connection, number: int) -> None:
         """The connection is closed: its allocation goes with it (T3)."""
         del self._connections[number]
+        del self._by_five_tuple[connection.five_tuple]
+        if connection.peer is not None:
+            self.peers.client_left(connection.peer)
         self._per_source.release(connection.five_tuple.client.ip)
         self._relays.origins.pop(connection.five_tuple, None)
         self._server.receive_disconnect(connection.five_tuple, self._clock())
@@ -338,6 +389,8 @@ class _Connection(asyncio.Protocol):
         self._origin: StreamOrigin | None = None
         self._tls: TlsStream | None = None
         self._since = endpoint.now()
+        self.peer: int | None = None
+        """The connection with a peer whose bytes these are (RFC 6062 §5.4)."""
         settings = endpoint.settings
         self.requests = TokenBucket(settings.requests_per_s, settings.requests_per_s, self._since)
         self.five_tuple = FiveTuple(transport, server, server)
@@ -374,18 +427,76 @@ class _Connection(asyncio.Protocol):
                 self._close()
                 return
             self._flush()
-        broken = False
-        try:
-            self._framer.receive_data(data, self._endpoint.now())
-        except StreamError:
-            broken = True
-        if messages := self._framer.messages_received():
-            self._endpoint.receive(self, self._origin, messages)
-        if broken:
-            self._endpoint.counters["connections_broken"] += 1
-            self.abort()
-        elif self._tls is not None and self._tls.finished:
+        if self.peer is not None:
+            if data:
+                self._endpoint.peers.client_said(self.peer, data)
+        else:
+            self._receive_messages(lambda: self._framer.receive_data(data, self._endpoint.now()))
+        if self._tls is not None and self._tls.finished:
             self._close()
+
+    def _receive_messages(self, cut: Callable[[], None]) -> None:
+        while self._origin is not None:
+            broken = False
+            try:
+                cut()
+            except StreamError:
+                broken = True
+            if messages := self._framer.messages_received():
+                self._endpoint.receive(self, self._origin, messages)
+            if broken:
+                self._endpoint.counters["connections_broken"] += 1
+                self.abort()
+                return
+            if not self._framer.held or self.peer is not None:
+                return
+            if self._endpoint.is_waiting(self.five_tuple):
+                self.read_raw(False)  # until `proceed`
+                return
+            cut = self._resume
+
+    def _resume(self) -> None:
+        self._framer.resume(self._endpoint.now())
+
+    def proceed(self) -> None:
+        """A look-up is over: go on behind the ConnectionBind that waited for it, if it did not join a peer."""
+        if self._framer.held and self.peer is None:
+            self.read_raw(True)
+            self._receive_messages(self._resume)
+
+    def join(self, number: int) -> None:
+        """From now on the bytes are those of a peer."""
+        self.peer = number
+        if not self._endpoint.peers.join(number, self, self._framer.take_rest()):
+            self.finish()
+
+    def write_raw(self, data: bytes) -> bool:
+        """See `ClientStream`."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return True  # the end is on its way
+        if self._tls is not None:
+            self._tls.send_message(data)
+            self._flush()
+        else:
+            transport.write(data)
+        return transport.get_write_buffer_size() <= _WRITE_HIGH_WATER_BYTES
+
+    def read_raw(self, reading: bool) -> None:
+        """See `ClientStream`."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing() and reading != transport.is_reading():
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def finish(self) -> None:
+        """See `ClientStream`."""
+        if self._tls is not None and self._transport is not None:
+            self._tls.close()
+            self._flush()
+        self._close()
 
     def write(self, frames: bytes) -> None:
         """Whole messages to the client. One that asks and never reads is cut off."""
@@ -408,20 +519,24 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The transport's buffer is above its high-water mark."""
-        if self._origin is not None:
-            self._endpoint.pause(self._origin, True)
+        self._has_room(False)
 
     def resume_writing(self) -> None:
         """And below its low-water mark again."""
-        if self._origin is not None:
-            self._endpoint.pause(self._origin, False)
+        self._has_room(True)
+
+    def _has_room(self, room: bool) -> None:
+        if self.peer is not None:
+            self._endpoint.peers.client_has_room(self.peer, room)
+        elif self._origin is not None:
+            self._endpoint.pause(self._origin, not room)
 
     def dawdles(self, now: float, has_allocation: bool) -> str:
         """Why the connection should be closed, if at all."""
         settings = self._endpoint.settings
         if self._tls is not None and not self._tls.established:
             return "tls_handshake_timeout" if now - self._since > settings.frame_timeout else ""
-        if has_allocation:
+        if has_allocation or self.peer is not None:
             self._since = now
         partial_since = self._framer.partial_since
         if partial_since is not None and now - partial_since > settings.frame_timeout:

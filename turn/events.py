@@ -35,4 +35,12 @@ class CredentialWanted:
     username: str
 
 
-Event = AllocationCreated | AllocationClosed | CredentialWanted
+@dataclass(frozen=True, slots=True)
+class PeerJoined:
+    """From its answer on, the bytes of the client's connection `five_tuple` are those of a peer's (RFC 6062 §5.4)."""
+
+    five_tuple: FiveTuple
+    number: int
+
+
+Event = AllocationCreated | AllocationClosed | CredentialWanted | PeerJoined

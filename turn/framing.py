@@ -6,14 +6,22 @@ from turn.channel import CHANNEL_HEADER_BYTES
 from turn.errors import StreamError
 from wire.stun import HEADER_BYTES
 
+_CONNECTION_BIND_REQUEST = b"\x00\x0b"
+
 
 class StreamFramer:
     """Cuts a client's stream into messages, whatever its segmentation. Holds at most one unfinished message.
 
     `receive_data(data, now)`, then `messages_received()`. A message comes with its padding.
+
+    Behind a ConnectionBind request the stream may be a peer's (RFC 6062 §5.4): nothing is cut until `resume`, or
+    `take_rest` ends the framing.
     """
 
-    __slots__ = ("_buffer", "_messages", "partial_since")
+    __slots__ = ("_buffer", "_messages", "held", "partial_since")
+
+    held: bool
+    """A ConnectionBind has been cut, and what is behind it waits for its answer."""
 
     partial_since: float | None
     """When the unfinished message began to arrive; None between messages."""
@@ -21,6 +29,7 @@ class StreamFramer:
     def __init__(self) -> None:
         self._buffer = b""
         self._messages: list[bytes] = []
+        self.held = False
         self.partial_since = None
 
     def receive_data(self, data: bytes, now: float) -> None:
@@ -34,18 +43,33 @@ class StreamFramer:
         at = 0
         size = len(buffer)
         try:
-            while at < size:
+            while at < size and not self.held:
                 end = at + _message_size(buffer, at)
                 if end > size or size - at < CHANNEL_HEADER_BYTES:
                     break
                 self._messages.append(buffer[at:end])
+                self.held = buffer[at : at + 2] == _CONNECTION_BIND_REQUEST
                 at = end
         finally:
             self._buffer = buffer[at:]
-            if not self._buffer:
+            if not self._buffer or self.held:
                 self.partial_since = None
-            elif at or not had_partial:
+            elif at or not had_partial or self.partial_since is None:
                 self.partial_since = now
+
+    def resume(self, now: float) -> None:
+        """The ConnectionBind was refused: go on cutting.
+
+        Raises:
+            StreamError: as `receive_data`.
+        """
+        self.held = False
+        self.receive_data(b"", now)
+
+    def take_rest(self) -> bytes:
+        """The ConnectionBind succeeded: return what came behind it. Nothing is cut any more."""
+        rest, self._buffer = self._buffer, b""
+        return rest
 
     def messages_received(self) -> list[bytes]:
         """The whole messages since asked last."""

@@ -34,6 +34,27 @@ class TokenBucket:
         return True
 
 
+class Pace:
+    """Bits per second of a stream, kept by waiting: what is too fast is not dropped but taken later.
+
+    Args:
+        bps: 0 means no limit.
+    """
+
+    __slots__ = ("_bytes_per_s", "_free_at")
+
+    def __init__(self, bps: float) -> None:
+        self._bytes_per_s = bps / 8
+        self._free_at = 0.0
+
+    def charge(self, size: int, now: float) -> float:
+        """Count `size` bytes that passed; return for how many seconds no more should be taken."""
+        if self._bytes_per_s <= 0:
+            return 0.0
+        self._free_at = max(self._free_at, now) + size / self._bytes_per_s
+        return self._free_at - now
+
+
 class SourceLimiter:
     """A token bucket per source network (IPv4 address or IPv6 /64) in a table of fixed size (X11).
 

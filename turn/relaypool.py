@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from turn.allocation import Relay
+from turn.allocation import FiveTuple, Relay
 from turn.errors import StunRefusal
 from turn.permission import PermissionTable
-from turn.policy import PeerPolicy
-from turn.ports import RelayPlane
+from turn.policy import PeerPolicy, Verdict
+from turn.ports import RelayPlane, RelaySockets
 from turn.relayports import PortPool
 from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
@@ -54,13 +54,16 @@ class RelayPool:
         *,
         permissions_max: int,
         token_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        tcp: RelaySockets | None = None,
     ) -> None:
+        self._tcp = tcp
         self._addresses: dict[int, RelayAddress] = {a.local.version: a for a in reversed(addresses)}
         self._plane = plane
         self._policy = policy
         self._permissions_max = permissions_max
         self._token_bytes = token_bytes
         self._reservations: dict[bytes, _Reservation] = {}
+        self._tcp_relays: set[TransportAddress] = set()
         for address in addresses:
             for ip in {address.local, address.external}:
                 plane.restrict_address(ip)
@@ -86,9 +89,16 @@ class RelayPool:
     # Relays.
 
     def open(
-        self, undo: ExitStack, version: int, expires_at: float, *, even: bool = False, pair: bool = False
+        self,
+        undo: ExitStack,
+        version: int,
+        expires_at: float,
+        *,
+        even: bool = False,
+        pair: bool = False,
+        tcp: bool = False,
     ) -> Relay:
-        """A bound relay socket, silent until the plane starts it.
+        """A bound relay socket, silent until it is started.
 
         Raises:
             StunRefusal: 440 for a family that is not offered, 508 when no port fits.
@@ -98,9 +108,9 @@ class RelayPool:
             raise StunRefusal(440)
         for _, port in zip(range(_OPEN_ATTEMPTS), address.pool.candidates(even=even, pair=pair), strict=False):
             local = TransportAddress(address.local, port)
-            handle = self._plane.open_relay(local)
+            handle = self._sockets(tcp).open_relay(local)
             if handle is not None:
-                relay = self._relay(handle, local, expires_at)
+                relay = self._relay(handle, local, expires_at, tcp)
                 address.pool.take(port)
                 undo.callback(self.close, relay)
                 return relay
@@ -108,22 +118,49 @@ class RelayPool:
 
     def announce(self, relay: Relay) -> None:
         """From now on other clients of this server may name it as peer (X8)."""
+        if relay.tcp:
+            self._tcp_relays |= {relay.local, relay.external}
+            return
         for address in {relay.local, relay.external}:
             self._policy.relay_opened(address)
             self._plane.allow_port(address)
 
     def close(self, relay: Relay) -> RelayUsage:
-        """Free socket and port; no packet passes once this returned."""
-        for address in {relay.local, relay.external} - self._policy.endpoints:
-            self._policy.relay_closed(address)
-            self._plane.deny_port(address)
-        usage = self._plane.close_relay(relay.handle)
+        """Free socket and port; nothing passes once this returned."""
+        if relay.tcp:
+            self._tcp_relays -= {relay.local, relay.external}
+        else:
+            for address in {relay.local, relay.external} - self._policy.endpoints:
+                self._policy.relay_closed(address)
+                self._plane.deny_port(address)
+        usage = self._sockets(relay.tcp).close_relay(relay.handle)
         self._addresses[relay.version].pool.release(relay.local.port)
         return usage
 
-    def _relay(self, handle: int, local: TransportAddress, expires_at: float) -> Relay:
+    def start(self, relay: Relay, five_tuple: FiveTuple, identity: str) -> None:
+        """Let it serve the client; see `RelaySockets.start_relay`."""
+        self._sockets(relay.tcp).start_relay(relay.handle, five_tuple, identity)
+
+    def usage(self, relay: Relay) -> RelayUsage:
+        """What passed through it so far."""
+        return self._sockets(relay.tcp).usage(relay.handle)
+
+    def may_connect(self, peer: TransportAddress) -> bool:
+        """Whether a TCP relay may call `peer`: of our own addresses only another TCP relay, for the ports that
+        datagrams may reach there are other programs' over TCP."""
+        if self._policy.check(peer.ip) is Verdict.RESTRICTED:
+            return peer in self._tcp_relays
+        return self._policy.check_endpoint(peer)
+
+    def _sockets(self, tcp: bool) -> RelaySockets:
+        if not tcp:
+            return self._plane
+        assert self._tcp is not None
+        return self._tcp
+
+    def _relay(self, handle: int, local: TransportAddress, expires_at: float, tcp: bool = False) -> Relay:
         external = TransportAddress(self._addresses[local.ip.version].external, local.port)
-        return Relay(handle, local, external, expires_at, PermissionTable(self._permissions_max))
+        return Relay(handle, local, external, expires_at, PermissionTable(self._permissions_max), tcp)
 
     # Reservations.
 

@@ -1,7 +1,8 @@
-"""TurnServer: requests in, answers and relay decisions out (RFC 8656, RFC 8489 §9). No sockets, no clock.
+"""TurnServer: requests in, answers and relay decisions out (RFC 8656, RFC 6062, RFC 8489 §9). No sockets, no clock.
 
     server.receive_message(data, five_tuple, now)     # one STUN request of a client
     server.receive_disconnect(five_tuple, now)        # a TCP or TLS connection ended
+    server.receive_peer_...                           # a TCP relay's peer called, answered or left (RFC 6062)
     server.handle_timeout(now)
     server.messages_to_send(); server.events_received(); server.next_timeout()
 
@@ -26,13 +27,14 @@ from typing import ClassVar
 from turn.allocation import LIFETIME_DEFAULT, Allocation, CloseReason, FiveTuple, Relay, Transport
 from turn.auth import Authenticated, Authenticator
 from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHANNEL_MIN, BindResult, ChannelTable
+from turn.connections import ConnectRequest, PeerConnection, PeerConnections
 from turn.errors import StunRefusal
-from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event
+from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event, PeerJoined
 from turn.limits import Quota, SourceLimiter, TokenBucket
 from turn.lookup import LookupPending, WaitingRoom
 from turn.permission import PERMISSION_LIFETIME
 from turn.policy import PeerPolicy, Verdict
-from turn.ports import RelayPlane
+from turn.ports import PeerSockets, RelayPlane
 from turn.relaypool import RelayAddress, RelayPool
 from turn.settings import TurnSettings
 from turn.usage import RelayUsage, add
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 TRANSACTION_LIFETIME = 40.0  # S14
 TRANSACTIONS_MAX = 8192
 _SMALLEST_ALLOCATE_BYTES = 28  # X10: header and REQUESTED-TRANSPORT
-_UDP_PROTOCOL = 17
+_UDP_PROTOCOL, _TCP_PROTOCOL = 17, 6
 _FAMILIES = {1: 4, 2: 6}
 
 _KNOWN_REQUIRED = frozenset(
@@ -71,6 +73,7 @@ _KNOWN_REQUIRED = frozenset(
         Attr.RESERVATION_TOKEN,
         Attr.PRIORITY,
         Attr.USE_CANDIDATE,
+        Attr.CONNECTION_ID,
     }
 )
 # V2 (RFC 8656 §21.4): a tunnel's endpoint would turn one packet of ours into two.
@@ -99,15 +102,40 @@ class TurnServer:
         plane: RelayPlane,
         relay_addresses: list[RelayAddress],
         *,
+        tcp: PeerSockets | None = None,
         token_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
+        """Build.
+
+        Args:
+            settings: checked ones.
+            authenticator: who may ask.
+            policy: which peers may be reached.
+            plane: of datagrams.
+            relay_addresses: where relays are bound; the first of each family is used.
+            tcp: of TCP relays; without it they are refused with 442.
+            token_bytes: random bytes, for reservations and connections.
+        """
         self.counters: Counter[str] = Counter()
         self._settings = settings
         self._authenticator = authenticator
         self._policy = policy
         self._plane = plane
         self._pool = RelayPool(
-            relay_addresses, plane, policy, permissions_max=settings.permissions_max, token_bytes=token_bytes
+            relay_addresses,
+            plane,
+            policy,
+            permissions_max=settings.permissions_max,
+            token_bytes=token_bytes,
+            tcp=tcp,
+        )
+        self._tcp = tcp
+        self._handlers = self._HANDLERS if tcp is None else self._HANDLERS | self._TCP_HANDLERS
+        self._tcp_allocations: dict[int, Allocation] = {}
+        self._peers = PeerConnections(
+            settings.peer_connections_max,
+            settings.peer_connections_per_allocation,
+            lambda: int.from_bytes(token_bytes(4), "big"),
         )
         self._allocations: dict[FiveTuple, Allocation] = {}
         self._expiries: list[tuple[float, int, FiveTuple]] = []
@@ -151,6 +179,47 @@ class TurnServer:
         if (allocation := self._allocations.get(five_tuple)) is not None:
             self._close(allocation, CloseReason.DISCONNECTED)
 
+    def receive_peer_connected(self, number: int, now: float) -> None:
+        """The peer that `PeerSockets.connect` called has answered."""
+        connection = self._peers.get(number)
+        if connection is None or (request := self._peers.connected(connection, now)) is None:
+            return
+        key, sha256_key = _signing_keys(request.auth)
+        attributes = [(int(Attr.CONNECTION_ID), stun.uint32(number))]
+        answer = stun.success_response(request.message, attributes, key=key, sha256_key=sha256_key)
+        self.counters["accepted"] += 1
+        self._to_send.append((connection.owner, answer))
+
+    def receive_peer_closed(self, number: int, now: float) -> None:
+        """A peer did not answer, or its connection ended."""
+        if (connection := self._peers.get(number)) is not None:
+            self._forget(connection, now)
+
+    def receive_peer(self, handle: int, peer: TransportAddress, now: float) -> int | None:
+        """A peer called a relayed address (RFC 6062 §5.3): the connection's number, or None to hang up at once (TC3).
+
+        Args:
+            handle: the listening socket's.
+            peer: who calls.
+            now: monotonic clock, in seconds.
+        """
+        allocation = self._tcp_allocations.get(handle)
+        if allocation is None or not allocation.relays[0].permissions.covers(peer.ip, now):
+            self.counters["peers_not_permitted"] += 1
+            return None
+        connection = self._peers.accepted(allocation.five_tuple, allocation.username, peer, now)
+        if connection is None:
+            self.counters["peers_over_limit"] += 1
+            return None
+        transaction_id = secrets.token_bytes(12)
+        attributes = [
+            (int(Attr.XOR_PEER_ADDRESS), stun.xor_address(peer, transaction_id)),
+            (int(Attr.CONNECTION_ID), stun.uint32(connection.number)),
+        ]
+        attempt = stun.serialize(Method.CONNECTION_ATTEMPT, MessageClass.INDICATION, transaction_id, attributes)
+        self._to_send.append((allocation.five_tuple, attempt))
+        return connection.number
+
     def receive_credential(self, username: str, now: float) -> None:
         """The look-up of `username` is over and its result known to the credential source: answer who waited (E6)."""
         for message, five_tuple in self._waiting.take(username):
@@ -170,6 +239,9 @@ class TurnServer:
             if five_tuple in self._allocations:
                 self._schedule(allocation)
         self._pool.handle_timeout(now)
+        for connection in self._peers.expired(now):  # TC2, TC5
+            self._hang_up(connection)
+            self._forget(connection, now)
         for message, waiter in self._waiting.take_expired(now):
             if (answer := self._refuse(message, waiter, StunRefusal(500), None, now)) is not None:
                 self._to_send.append((waiter, answer))
@@ -193,7 +265,12 @@ class TurnServer:
                 for ip in relay.permissions.live(now):
                     if policy.check(ip) is Verdict.DENIED:
                         relay.permissions.remove(ip)
-                        self._plane.forbid(relay.handle, ip)
+                        if not relay.tcp:
+                            self._plane.forbid(relay.handle, ip)
+            for connection in self._peers.of(allocation.five_tuple):
+                if policy.check(connection.peer.ip) is Verdict.DENIED:
+                    self._hang_up(connection)
+                    self._forget(connection, now)
 
     def drain(self, redirect: Redirect | None = None) -> None:
         """Take no new allocations: 300 to `redirect`, else 508. Those that live go on (R1 to R3)."""
@@ -224,7 +301,8 @@ class TurnServer:
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
         times = []
-        times += [due for due in (self._pool.next_timeout(), self._waiting.next_timeout()) if due is not None]
+        dues = (self._pool.next_timeout(), self._waiting.next_timeout(), self._peers.next_timeout())
+        times += [due for due in dues if due is not None]
         if self._expiries:
             times.append(self._expiries[0][0])
         if self._transactions:
@@ -238,7 +316,7 @@ class TurnServer:
     def allocations(self) -> list[tuple[Allocation, RelayUsage]]:
         """Those that live, with what each has carried so far."""
         return [
-            (allocation, add(allocation.carried, *(self._plane.usage(relay.handle) for relay in allocation.relays)))
+            (allocation, add(allocation.carried, *map(self._pool.usage, allocation.relays)))
             for allocation in self._allocations.values()
         ]
 
@@ -254,6 +332,7 @@ class TurnServer:
             "relays": sum(len(a.relays) for a in self._allocations.values()) + self._pool.reservations(),
             "reservations": self._pool.reservations(),
             "transactions": len(self._transactions),
+            "peer_connections": len(self._peers),
             "users": len(self._user_quota),
             "sources": len(self._source_quota),
         }
@@ -263,7 +342,7 @@ class TurnServer:
     def _answer(self, message: Message, five_tuple: FiveTuple, now: float) -> bytes | None:
         if message.method == Method.BINDING:
             return self._answer_binding(message, five_tuple, now)
-        handler = self._HANDLERS.get(message.method)
+        handler = self._handlers.get(message.method)
         over_udp = five_tuple.transport is Transport.UDP
         if handler is None or (
             over_udp and message.method == Method.ALLOCATE and len(message.raw) < _SMALLEST_ALLOCATE_BYTES
@@ -278,15 +357,19 @@ class TurnServer:
         auth: Authenticated | None = None
         try:
             allocation = self._allocations.get(five_tuple)
-            auth = self._authenticator.authenticate(message, five_tuple, allocation, now)
+            auth = self._authenticator.authenticate(
+                message, five_tuple, allocation, now, also=self._control_of(message)
+            )
             if unknown := message.unknown_required(_KNOWN_REQUIRED):
                 raise StunRefusal(420, [(Attr.UNKNOWN_ATTRIBUTES, stun.unknown_attributes(unknown))])
-            if message.method != Method.ALLOCATE:
+            if message.method not in (Method.ALLOCATE, Method.CONNECTION_BIND):
                 if allocation is None:
                     raise StunRefusal(437)  # G1
                 if allocation.username != auth.credential.username:
                     raise StunRefusal(441)  # G2
             attributes = handler(self, message, five_tuple, auth, now)
+        except _AnsweredLater:
+            return None
         except StunAttributeError:
             answer = self._refuse(message, five_tuple, StunRefusal(400), auth, now)
         except StunRefusal as refusal:
@@ -341,8 +424,9 @@ class TurnServer:
         transport = message.uint(Attr.REQUESTED_TRANSPORT)
         if transport is None:
             raise StunRefusal(400)  # A3
-        if transport >> 24 != _UDP_PROTOCOL:
-            raise StunRefusal(442)  # A4, TC1: TCP relays are not offered
+        tcp = transport >> 24 == _TCP_PROTOCOL and self._tcp is not None
+        if not tcp and transport >> 24 != _UDP_PROTOCOL:
+            raise StunRefusal(442)  # A4, TC1
         if Attr.MOBILITY_TICKET in message:
             raise StunRefusal(405)  # M1
         token = message.get(Attr.RESERVATION_TOKEN)
@@ -351,6 +435,14 @@ class TurnServer:
         additional = message.uint(Attr.ADDITIONAL_ADDRESS_FAMILY)
         lifetime = message.uint(Attr.LIFETIME)
         reserve = even_port is not None and even_port >= 0x80
+        if tcp and (
+            five_tuple.transport is Transport.UDP
+            or token is not None
+            or even_port is not None
+            or additional is not None
+            or Attr.DONT_FRAGMENT in message
+        ):
+            raise StunRefusal(400)  # TC1; and one address, for a client learns of its peers' calls by one
         if token is not None:
             if len(token) != 8 or even_port is not None or requested is not None or additional is not None:
                 raise StunRefusal(400)  # A6
@@ -390,7 +482,9 @@ class TurnServer:
             if token is not None:
                 relays.append(self._pool.claim(undo, token, expires_at))
             else:
-                relays.append(self._pool.open(undo, first, expires_at, even=even_port is not None, pair=reserve))
+                relays.append(
+                    self._pool.open(undo, first, expires_at, even=even_port is not None, pair=reserve, tcp=tcp)
+                )
                 if reserve:
                     answer.append(
                         (Attr.RESERVATION_TOKEN, self._pool.reserve(undo, relays[0], auth.credential.username, now))
@@ -411,10 +505,12 @@ class TurnServer:
                 ends_at,
             )
             for relay in relays:
-                self._plane.start_relay(relay.handle, five_tuple, identity)
+                self._pool.start(relay, five_tuple, identity)
             undo.pop_all()
 
         self._allocations[five_tuple] = allocation
+        if tcp:
+            self._tcp_allocations[relays[0].handle] = allocation
         self._schedule(allocation)
         for relay in relays:
             self._pool.announce(relay)
@@ -467,6 +563,8 @@ class TurnServer:
         allocation = self._allocations[five_tuple]
         number = message.uint(Attr.CHANNEL_NUMBER)
         peer = message.address(Attr.XOR_PEER_ADDRESS)
+        if allocation.tcp:
+            raise StunRefusal(400)  # TC6
         highest = CHANNEL_MAX_RFC5766 if self._settings.rfc5766_channel_numbers else CHANNEL_MAX
         if number is None or peer is None or peer.port == 0 or not CHANNEL_MIN <= number >> 16 <= highest:
             raise StunRefusal(400)  # C1, C2; the lower half is reserved and ignored
@@ -485,6 +583,41 @@ class TurnServer:
             self._permit(relay, ip, now + (CHANNEL_LIFETIME if extended else PERMISSION_LIFETIME))  # C3
         return []
 
+    def _connect(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
+        """RFC 6062 §5.2. Answered when the peer has answered; needs no permission, but what one needs (TC2)."""
+        allocation = self._allocations[five_tuple]
+        if self._tcp is None or not allocation.tcp:
+            raise StunRefusal(437)
+        peer = message.address(Attr.XOR_PEER_ADDRESS)
+        if peer is None or peer.port == 0:
+            raise StunRefusal(400)
+        if (relay := allocation.relay_for(peer.ip)) is None:
+            raise StunRefusal(443)
+        if not self._pool.may_connect(peer):
+            raise StunRefusal(403)
+        if not allocation.new_peers.take(1, now):
+            raise StunRefusal(508)  # X15: a relay is no port scanner
+        request = ConnectRequest(message, auth)
+        connection = self._peers.begin(five_tuple, auth.credential.username, peer, request, now)
+        self._tcp.connect(relay.handle, connection.number, peer)
+        raise _AnsweredLater
+
+    def _control_of(self, message: Message) -> FiveTuple | None:
+        """Clients such as coturn's send a ConnectionBind with the nonce of their control connection."""
+        if message.method != Method.CONNECTION_BIND or (number := message.uint(Attr.CONNECTION_ID)) is None:
+            return None
+        connection = self._peers.get(number)
+        return None if connection is None else connection.owner
+
+    def _connection_bind(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
+        """RFC 6062 §5.4, on a connection of its own (TC4)."""
+        number = message.uint(Attr.CONNECTION_ID)
+        if number is None or five_tuple.transport is Transport.UDP or five_tuple in self._allocations:
+            raise StunRefusal(400)
+        connection = self._peers.claim(number, auth.credential.username)
+        self._events.append(PeerJoined(five_tuple, connection.number))
+        return [(Attr.CONNECTION_ID, stun.uint32(number))]
+
     # One per method; nothing else is answered (S2).
     _HANDLERS: ClassVar[dict[int, Callable[[TurnServer, Message, FiveTuple, Authenticated, float], Attributes]]] = {
         Method.ALLOCATE: _allocate,
@@ -492,6 +625,7 @@ class TurnServer:
         Method.CREATE_PERMISSION: _create_permission,
         Method.CHANNEL_BIND: _channel_bind,
     }
+    _TCP_HANDLERS: ClassVar = {Method.CONNECT: _connect, Method.CONNECTION_BIND: _connection_bind}
 
     # Steps that requests share.
 
@@ -535,7 +669,23 @@ class TurnServer:
         return admitted
 
     def _permit(self, relay: Relay, ip: IPAddress, expires_at: float) -> None:
-        self._plane.permit(relay.handle, ip, relay.permissions.install(ip, expires_at))
+        expires_at = relay.permissions.install(ip, expires_at)
+        if not relay.tcp:
+            self._plane.permit(relay.handle, ip, expires_at)
+
+    def _hang_up(self, connection: PeerConnection) -> None:
+        assert self._tcp is not None
+        self._tcp.close_connection(connection.number)
+
+    def _forget(self, connection: PeerConnection, now: float) -> None:
+        """A peer connection is closed; a Connect that still waits for it has failed."""
+        self._peers.remove(connection)
+        request = connection.request
+        if request is not None:
+            refusal = StunRefusal(447)
+            answer = self._refuse(request.message, connection.owner, refusal, request.auth, now)
+            if answer is not None:
+                self._to_send.append((connection.owner, answer))
 
     # Ends.
 
@@ -563,10 +713,19 @@ class TurnServer:
 
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
+        if allocation.tcp:
+            del self._tcp_allocations[allocation.relays[0].handle]
+            for connection in self._peers.of(allocation.five_tuple):  # TC5
+                self._hang_up(connection)
+                self._peers.remove(connection)
         usage = add(allocation.carried, *(self._pool.close(relay) for relay in allocation.relays))
         self._user_quota.release(allocation.quota_identity)
         self._source_quota.release(allocation.five_tuple.client.ip)
         self._events.append(AllocationClosed(allocation.five_tuple, allocation.username, reason, usage))
+
+
+class _AnsweredLater(Exception):
+    """The handler keeps the request."""
 
 
 def _signing_keys(auth: Authenticated | None) -> tuple[bytes | None, bytes | None]:

@@ -25,9 +25,10 @@ from turn.credentials import (
 )
 from turn.endpoint import TurnEndpoint
 from turn.errors import ConfigurationError, InvalidParams, UsageError
-from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event
+from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event, PeerJoined
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.lookup import LOOKUP_TIMEOUT, RemoteCredentials
+from turn.peer_endpoint import PeerEndpoint
 from turn.policy import PeerPolicy
 from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
@@ -35,7 +36,7 @@ from turn.relays import PlaneRelays, make_plane
 from turn.revocations import Revocations
 from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
-from turn.tls import server_context
+from turn.tls import reload_certificate, server_context
 from turn.usage import Party, RelayUsage, UsageLedger
 from wire.exchange import End
 from wire.stun import IPAddress, TransportAddress
@@ -125,6 +126,7 @@ class TurnService:
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
+        self._peers: PeerEndpoint | None = None
         self._server: TurnServer | None = None
         self._tls: ssl.SSLContext | None = None
         self._final: TurnStats | None = None
@@ -154,9 +156,17 @@ class TurnService:
         policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
         plane = make_plane(settings, len({ip.version for ip in relay_hosts}), self._exchange)
         adapter = PlaneRelays(plane)
-        self._server = TurnServer(settings, self._authenticator(), policy, adapter, relays)
+        self._peers = PeerEndpoint(settings, clock=self._clock) if settings.tcp_relays else None
+        self._server = TurnServer(settings, self._authenticator(), policy, adapter, relays, tcp=self._peers)
         endpoint = TurnEndpoint(
-            settings, listen, self._server, plane, adapter, on_event=self._event_happened, clock=self._clock
+            settings,
+            listen,
+            self._server,
+            plane,
+            adapter,
+            peers=self._peers,
+            on_event=self._event_happened,
+            clock=self._clock,
         )
         await endpoint.start(self._tls)
         self._endpoint = endpoint
@@ -186,8 +196,7 @@ class TurnService:
             OSError, ssl.SSLError: the files cannot be read; the old ones stay in force.
         """
         if self._tls is not None:
-            server_context(str(self.settings.tls_certificate), str(self.settings.tls_key))
-            self._tls.load_cert_chain(str(self.settings.tls_certificate), str(self.settings.tls_key))
+            reload_certificate(self._tls, str(self.settings.tls_certificate), str(self.settings.tls_key))
 
     # What others ask.
 
@@ -208,6 +217,8 @@ class TurnService:
         counters = {f"requests_{name}": count for name, count in self._server.counters.items()}
         counters |= {f"plane_{name}": count for name, count in self._endpoint.plane_counters().items()}
         counters |= dict(self._endpoint.counters) | {"lookups_failed": self._lookups_failed}
+        if self._peers is not None:
+            counters |= dict(self._peers.counters)
         live = [(self._party(a.credential.username), usage) for a, usage in self._server.allocations()]
         return TurnStats(counters, self._endpoint.live_counts(), self._ledger.sums(live))
 
@@ -381,6 +392,8 @@ class TurnService:
 
     def _event_happened(self, event: Event) -> None:
         """The audit log (X22): identity, addresses, bytes; off unless the operator turns that logger on."""
+        if isinstance(event, PeerJoined):
+            return
         name = event.username.encode("unicode_escape").decode()
         match event:
             case CredentialWanted(username):
@@ -438,6 +451,7 @@ def _endpoint_address(text: str) -> TransportAddress:
 def _ensure_descriptors(settings: TurnSettings, families: int) -> None:
     """X20: room for every allocation and connection, or no start."""
     needed = settings.allocations_max * families + settings.connections_max + _DESCRIPTOR_MARGIN
+    needed += settings.peer_connections_max if settings.tcp_relays else 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:

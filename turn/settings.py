@@ -42,6 +42,8 @@ class TurnSettings:
     """Relay address → address that clients and peers are told, behind 1:1 NAT (A23)."""
     relay_port_min: int = 49152
     relay_port_max: int = 65535
+    tcp_relays: bool = False
+    """Whether clients over TCP and TLS may have relays that reach peers over TCP (RFC 6062)."""
     threads: int = 1
     """Relay threads."""
     gather_us_max: int = 200
@@ -115,6 +117,9 @@ class TurnSettings:
     connections_max: int = 4096
     """TCP and TLS connections."""
     connections_per_source: int = 256
+    peer_connections_max: int = 1024
+    """Of all TCP relays at once; each is a descriptor."""
+    peer_connections_per_allocation: int = 32
     frame_timeout: float = 10.0
     """A started but unfinished message, or TLS handshake, closes the connection after this (T2, T5)."""
     idle_connection_timeout: float = 30.0
@@ -144,5 +149,7 @@ class TurnSettings:
             raise ConfigurationError("credential_ttl: above 0 and not above credential_ttl_max")
         if not 0 <= self.gather_us_max <= 1000:
             raise ConfigurationError("gather_us_max: 0 to 1000 us")
+        if self.peer_connections_max < 1 or self.peer_connections_per_allocation < 1:
+            raise ConfigurationError("peer_connections_max and peer_connections_per_allocation: at least 1")
         if self.threads < 1 or self.allocations_max < 1:
             raise ConfigurationError("threads and allocations_max: at least 1")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 
 ALPN = ("stun.turn", "stun.nat-discovery")  # RFC 7443
 _READ_BYTES = 65536
@@ -59,6 +60,12 @@ class TlsStream:
         """Queue one message. Only once `established`."""
         self._tls.write(message)
 
+    def close(self) -> None:
+        """Queue a goodbye behind what was queued before. The other side's is not waited for."""
+        if self.established:
+            with suppress(ssl.SSLError):
+                self._tls.unwrap()
+
     def data_to_send(self) -> bytes:
         """Bytes for the wire since asked last."""
         return self._outgoing.read()
@@ -76,3 +83,13 @@ def server_context(certificate: str, key: str) -> ssl.SSLContext:
     context.load_cert_chain(certificate, key)
     context.set_alpn_protocols(list(ALPN))
     return context
+
+
+def reload_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Put what the files hold now in force for new connections.
+
+    Raises:
+        OSError, ssl.SSLError: as `server_context`; what was in force stays.
+    """
+    server_context(certificate, key)  # a context that refused a key would have the new certificate with the old one
+    context.load_cert_chain(certificate, key)

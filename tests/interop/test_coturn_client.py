@@ -51,6 +51,16 @@ async def test_nothing_is_lost_between_two_clients(transport: str, mode: tuple[s
         assert_nothing_lost(status, output)
 
 
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_nothing_is_lost_over_tcp_relays(transport: str, tmp_path: Path) -> None:
+    """RFC 6062 (-T): one client calls the other's relayed address."""
+    flags = ("-S",) if transport == "tls" else ()
+    async with serving(tmp_path, tcp_relays=True, connections_max=256) as service:
+        port = service.tls_port if transport == "tls" else service.port
+        status, output = await uclient(port, "-u", USER, "-w", PASSWORD, "-T", *flags)
+        assert_nothing_lost(status, output)
+
+
 async def test_nothing_is_lost_to_a_peer_outside(tmp_path: Path) -> None:
     """Echoed by coturn's peer, with RTCP beside RTP: even ports and reservations (A14 to A16)."""
     peer = await asyncio.create_subprocess_exec(

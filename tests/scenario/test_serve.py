@@ -80,6 +80,57 @@ class TestStop:
             assert await server.wait() == 128 + signal.SIGTERM
 
 
+class TestReload:
+    """SIGHUP."""
+
+    async def test_new_certificates_are_for_new_connections_and_bad_ones_for_none(self, tmp_path: Path) -> None:
+        certificate, key = make_certificate(tmp_path)
+        tls = ("--http-tls-certificate", str(certificate), "--http-tls-key", str(key))
+        async with running_server("--media-enabled", "false", *tls) as server:
+            turn = next(record for record in server.log if record["event"] == "turn")
+            ports = (server.port, turn["tls_port"])
+            before = [await shown_by(port) for port in ports]
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=unverified())
+            make_certificate(tmp_path)
+            os.kill(server.pid, signal.SIGHUP)
+            await logged(server, "certificates", 2)
+            after = [await shown_by(port) for port in ports]
+            assert set(before) & set(after) == set()
+            key.write_text("not a key")
+            os.kill(server.pid, signal.SIGHUP)
+            await logged(server, "certificates", 4)
+            assert [await shown_by(port) for port in ports] == after
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+            records = [record for record in server.log if record["event"] == "certificates"]
+            assert [(record["where"], record["kept"]) for record in records] == [
+                ("http", "new"), ("turn", "new"), ("http", "old"), ("turn", "old"),
+            ]  # fmt: skip
+            server.log = [record for record in server.log if record["event"] != "certificates"]
+
+
+def unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def shown_by(port: int) -> bytes:
+    """The certificate on a port."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=unverified())
+    certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    return certificate
+
+
+async def logged(server: Server, event: str, times: int) -> None:
+    async with asyncio.timeout(10):
+        while sum(record["event"] == event for record in server.log) < times:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 class TestStart:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_")}

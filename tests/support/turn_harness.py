@@ -16,6 +16,7 @@ from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
 from turn.server import TurnServer
 from turn.settings import TurnSettings
+from turn.usage import RelayUsage
 from wire import stun
 from wire.stun import Attr, IPAddress, Message, MessageClass, Method, TransportAddress
 
@@ -29,11 +30,47 @@ RELAY_IPV6 = ip_address("2620:fe::10")
 PEER = TransportAddress(ip_address("8.8.4.4"), 5000)
 PEER_V6 = TransportAddress(ip_address("2620:fe::9"), 5000)
 UDP_RELAY = stun.uint32(17 << 24)
+TCP_RELAY = stun.uint32(6 << 24)
 UNIX_TIME = 1_800_000_000.0
 
 
 def address(host: str, port: int) -> TransportAddress:
     return TransportAddress(ip_address(host), port)
+
+
+class FakePeerSockets:
+    """The sockets of TCP relays, without sockets: what is open, and what the server wanted."""
+
+    def __init__(self) -> None:
+        self.relays: dict[int, TransportAddress] = {}
+        self.called: dict[int, TransportAddress] = {}
+        self.closed: list[int] = []
+        self.full = False
+
+    def open_relay(self, local: TransportAddress) -> int | None:
+        if self.full:
+            return None
+        handle = max(self.relays, default=0) + 1
+        self.relays[handle] = local
+        return handle
+
+    def start_relay(self, handle: int, five_tuple: FiveTuple, identity: str) -> None:
+        assert handle in self.relays
+
+    def close_relay(self, handle: int) -> RelayUsage:
+        del self.relays[handle]
+        return RelayUsage(1, 1, 2, 2)
+
+    def usage(self, handle: int) -> RelayUsage:
+        assert handle in self.relays
+        return RelayUsage()
+
+    def connect(self, handle: int, number: int, peer: TransportAddress) -> None:
+        assert handle in self.relays
+        self.called[number] = peer
+
+    def close_connection(self, number: int) -> None:
+        self.closed.append(number)
 
 
 class Harness:
@@ -72,7 +109,15 @@ class Harness:
             relay_addresses=[ip for relay in relays for ip in (relay.local, relay.external)], **(policy or {})
         )
         self.plane = ReferencePlane(self.settings)
-        self.server = TurnServer(self.settings, self.authenticator, self.policy, self.plane, relays)
+        self.peers = FakePeerSockets()
+        self.server = TurnServer(
+            self.settings,
+            self.authenticator,
+            self.policy,
+            self.plane,
+            relays,
+            tcp=self.peers if self.settings.tcp_relays else None,
+        )
 
     def receive(self, data: bytes, five_tuple: FiveTuple) -> bytes | None:
         """One message in, at most one answer out (S12)."""
@@ -97,6 +142,7 @@ class Harness:
         self.server.close()
         assert not any(self.server.live_counts().values()), self.server.live_counts()
         assert not any(self.plane.live_counts().values()), self.plane.live_counts()
+        assert not self.peers.relays
 
 
 class Client:

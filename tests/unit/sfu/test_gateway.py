@@ -162,6 +162,13 @@ class TestIceServers:
             response = await client.get(f"{PREFIX}/generate-ice-servers")
         assert (response.status_code, response.json()) == (200, {"iceServers": []})
 
+    async def test_one_address_gets_so_many_a_second(self, sfu: FakeSfu) -> None:
+        async with browser(sfu) as client:
+            answers = [await client.get(f"{PREFIX}/generate-ice-servers") for _ in range(60)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert 20 <= sum(answer.status_code == 200 for answer in answers) <= 40
+        assert refused
+
 
 class TestOrigins:
     """The gateway acts for the app without asking who is there: only our own pages may use it."""

@@ -101,3 +101,35 @@ class TestPartial:
         framer.receive_data(b"\x40\0\0\0" * 250 * 10, 0.0)
         assert len(framer.messages_received()) > 1
         assert framer.partial_since is None
+
+
+class TestConnectionBind:
+    """RFC 6062 §5.4: what is behind the request may be a peer's bytes."""
+
+    BIND = stun.serialize(Method.CONNECTION_BIND, MessageClass.REQUEST, TID, [])
+
+    def test_tc4_nothing_behind_it_is_cut(self) -> None:
+        framer = StreamFramer()
+        framer.receive_data(channel(b"x") + self.BIND + b"\xff\xffbytes of a peer", 0.0)
+        assert framer.messages_received() == [channel(b"x"), self.BIND]
+        assert framer.held
+        framer.receive_data(b", and more", 1.0)
+        assert framer.messages_received() == []
+        assert framer.partial_since is None
+        assert framer.take_rest() == b"\xff\xffbytes of a peer, and more"
+
+    def test_tc4_after_a_refusal_it_is(self) -> None:
+        framer = StreamFramer()
+        framer.receive_data(self.BIND + channel(b"y") + self.BIND + b"\x40", 0.0)
+        assert framer.messages_received() == [self.BIND]
+        framer.resume(1.0)
+        assert framer.messages_received() == [channel(b"y"), self.BIND]
+        framer.resume(2.0)
+        assert framer.messages_received() == []
+        assert framer.partial_since == 2.0
+
+    def test_tc4_foreign_bytes_behind_a_refused_one_are_foreign(self) -> None:
+        framer = StreamFramer()
+        framer.receive_data(self.BIND + b"\xff", 0.0)
+        with pytest.raises(StreamError):
+            framer.resume(0.0)

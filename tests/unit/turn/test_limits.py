@@ -5,8 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turn.interfaces import parse_fib_trie, parse_if_inet6
-from turn.limits import Quota, SourceLimiter, TokenBucket
+from turn.limits import Pace, Quota, SourceLimiter, TokenBucket
 from turn.relayports import PortPool
+
+
+class TestPace:
+    """X16, for streams."""
+
+    def test_what_is_too_fast_waits(self) -> None:
+        pace = Pace(8000)
+        assert pace.charge(500, 10.0) == pytest.approx(0.5)
+        assert pace.charge(500, 10.0) == pytest.approx(1.0)
+        assert pace.charge(100, 20.0) == pytest.approx(0.1)
+
+    def test_0_is_no_limit(self) -> None:
+        assert Pace(0).charge(1 << 40, 0.0) == 0
 
 
 class TestTokenBucket:
