@@ -1,4 +1,4 @@
-"""Who asks for a handshake, and how many it may begin: a token bucket per address, in bounded memory."""
+"""What one client may do: handshakes and connections by address, messages by connection; all in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HandshakeRate:
         """Take one token of the address; False if it has none."""
         if self._rate <= 0:
             return True
-        key = _network(address)
+        key = network_of(address)
         bucket = self._buckets.get(key)
         if bucket is None:
             while len(self._buckets) >= self._max_addresses:
@@ -46,6 +46,61 @@ class HandshakeRate:
             return False
         bucket.tokens -= 1
         return True
+
+
+class MessageRate:
+    """Counts each connection's messages within the running second; only connections that sent in it are remembered.
+
+    Args:
+        per_second: messages admitted; a burst over the change of a second may be twice that.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._since = 0.0
+        self._counts: dict[int, int] = {}
+
+    def admit(self, connection: int, now: float) -> bool:
+        """Count one message; False if it is one too many."""
+        if not 0 <= now - self._since < 1:
+            self._since = now
+            self._counts.clear()
+        count = self._counts[connection] = self._counts.get(connection, 0) + 1
+        return count <= self._per_second
+
+
+class AddressCounts:
+    """How many connections each address has, per IPv4 address or IPv6 /64; remembers only those that have some.
+
+    Args:
+        most: connections of an address; 0 counts nothing and admits everything.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def is_full(self, address: str | None) -> bool:
+        """Whether the address has all it may have."""
+        return bool(self.most) and address is not None and self._counts.get(network_of(address), 0) >= self.most
+
+    def add(self, address: str | None) -> None:
+        """One more."""
+        if self.most and address is not None:
+            key = network_of(address)
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def remove(self, address: str | None) -> None:
+        """One less."""
+        if not self.most or address is None:
+            return
+        key = network_of(address)
+        left = self._counts.pop(key) - 1
+        if left:
+            self._counts[key] = left
 
 
 def client_address(peer: str, forwarded_for: Iterable[str], trusted: Container[str]) -> str:
@@ -62,7 +117,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: Container[s
     return peer
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """Return who is counted together: one IPv6 customer has a /64 at least."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -18,6 +18,7 @@ from functools import partial
 from typing import cast
 
 from hibernation._sockets.table import CLOSED, FAILED, MESSAGE, REPLY, Event, SocketTable
+from hibernation.admission import MessageRate
 from hibernation.connection import NO_CLOSE_FRAME
 from hibernation.manager import HibernationManager
 from objects.ids import ObjectId
@@ -46,7 +47,7 @@ class _Line:
     in_flight: bool = False
     paused: bool = False
     refused: bool = False
-    """The object was overloaded: nothing but the end is delivered any more."""
+    """The object was overloaded, or the client too quick: nothing but the end is delivered any more."""
 
 
 class Dispatcher:
@@ -57,10 +58,17 @@ class Dispatcher:
         waker: the objects side.
         max_frames: messages of one connection that may wait; then reading pauses.
         max_bytes: the same in bytes. One read of 16 KiB may exceed either.
+        messages_per_second: of one connection, auto-responses not counted; more ends it with 1008. 0: no limit.
     """
 
     def __init__(
-        self, manager: HibernationManager, waker: Waker, *, max_frames: int = 64, max_bytes: int = 1_048_576
+        self,
+        manager: HibernationManager,
+        waker: Waker,
+        *,
+        max_frames: int = 64,
+        max_bytes: int = 1_048_576,
+        messages_per_second: int = 0,
     ) -> None:
         self._manager = manager
         self._table: SocketTable = manager.table
@@ -68,7 +76,9 @@ class Dispatcher:
         self._max_frames = max_frames
         self._max_bytes = max_bytes
         self._lines: dict[ConnectionId, _Line] = {}
+        self._rate = MessageRate(messages_per_second) if messages_per_second else None
         self.overloaded = 0
+        self.flooded = 0
         manager.on_disconnect = self._cut
 
     @property
@@ -82,6 +92,9 @@ class Dispatcher:
         for kind, connection_id, value, reason in cast("Iterable[_OurEvent]", events):
             if kind == MESSAGE:
                 assert isinstance(value, (str, bytes))
+                if self._rate is not None and not self._rate.admit(connection_id, self._manager.clock.monotonic()):
+                    self._flood(connection_id)
+                    continue
                 if connection_id not in lines:  # else behind what came before
                     object_id = owner(connection_id)
                     if object_id is not None and handle_now(object_id, connection_id, value):
@@ -156,11 +169,26 @@ class Dispatcher:
     def _refuse(self, connection_id: ConnectionId, line: _Line) -> None:
         """The object has too much to do: this connection alone is closed, and leaves all lists at once (W-15)."""
         self.overloaded += 1
-        line.refused = True
         line.waiting = deque(event for event in line.waiting if isinstance(event, ConnectionClosed))
         line.waiting_bytes = 0
+        self._end(connection_id, line, 1013, "object overloaded")
+
+    def _flood(self, connection_id: ConnectionId) -> None:
+        """One message too many: what came before it is still handled, nothing after it."""
+        line = self._lines.get(connection_id)
+        if line is None:
+            object_id = self._manager.owner(connection_id)
+            if object_id is None:
+                return
+            line = self._lines[connection_id] = _Line(object_id)
+        if not line.refused:
+            self.flooded += 1
+            self._end(connection_id, line, 1008, "too many messages")
+
+    def _end(self, connection_id: ConnectionId, line: _Line, code: int, reason: str) -> None:
+        line.refused = True
         self._manager.unlist(connection_id)
-        self._table.close(connection_id, 1013, "object overloaded")
+        self._table.close(connection_id, code, reason)
 
     def _cut(self, connection_id: ConnectionId) -> None:
         self._lines.pop(connection_id, None)

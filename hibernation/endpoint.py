@@ -101,6 +101,9 @@ class Upgrade:
         dispatcher, manager, table = self._service.dispatcher, self._service.manager, self._service.table
         if dispatcher is None:
             raise RuntimeError("the service serves no objects")
+        if manager.has_all(self.client):
+            self._protocol.refuse(429, b"Too many connections\n")
+            return
         handle = await self._protocol.park()
         if handle is None:
             return
@@ -301,6 +304,10 @@ class UpgradeProtocol(asyncio.Protocol):
             _check_header(name, value)
             self._response.headers[name] = value
         return self._response.serialize()
+
+    def refuse(self, status: int, body: bytes) -> None:
+        """Answer with a status that may change by itself, unless decided before."""
+        self._answer(http_answer(status, [("retry-after", "5")], body))
 
     def _answer(self, answer: bytes) -> None:
         """Decide with an HTTP answer, unless decided before."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hibernation._sockets.table import SocketTable
+from hibernation.admission import AddressCounts
 from hibernation.autoresponse import Holds, table_rules
 from hibernation.connection import pack_info, unpack_info
 from objects.errors import LimitExceeded, UsageError
@@ -70,6 +71,7 @@ class HibernationManager:
         clock: the clock whose monotonic time the table is driven with.
         slow: policy for receivers that fall behind.
         max_connections: limit of one object.
+        max_per_address: limit of one client address, over all objects; 0: none.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class HibernationManager:
         *,
         slow: SlowPolicy = SlowPolicy(),
         max_connections: int = MAX_CONNECTIONS,
+        max_per_address: int = 0,
     ) -> None:
         self.table = table
         self.clock = clock
         self._slow = slow
         self._max_connections = max_connections
+        self._addresses = AddressCounts(max_per_address)
         self._records: dict[ObjectId, ObjectRecord] = {}
         self._by_group: dict[int, ObjectRecord] = {}
         self._standard: dict[ConnectionId, ObjectRecord] = {}
@@ -93,6 +97,10 @@ class HibernationManager:
         """Called for each connection that `disconnect_all` cuts; set by whoever keeps frames of it."""
 
     # ── upgrades, from the endpoint ─────────────────────────────────────────────────────────────────────────────────
+
+    def has_all(self, client: str | None) -> bool:
+        """Whether this address has as many connections as one may have."""
+        return self._addresses.is_full(client)
 
     def begin(self, request: UpgradeRequest) -> None:
         """A `CONNECTING` row exists; from now on the object may accept it."""
@@ -119,6 +127,7 @@ class HibernationManager:
         record = self._record_of(connection_id)
         if record is None:
             return
+        self._uncount(connection_id)
         record.holds.forget(connection_id)
         record.standard.discard(connection_id)
         self._standard.pop(connection_id, None)
@@ -188,6 +197,10 @@ class HibernationManager:
         if self.table.count(record.group) + len(record.standard) >= self._max_connections:
             self._drop_if_idle(record)
             raise LimitExceeded("connections of an object", self._max_connections)
+        if self._addresses.is_full(request.client):  # others of it were accepted since this one began
+            self._drop_if_idle(record)
+            raise LimitExceeded("connections of an address", self._addresses.most)
+        self._addresses.add(request.client)
         self._label(request, None, encoded)
         if hibernatable:
             self.table.assign(connection_id, record.group)
@@ -311,6 +324,7 @@ class HibernationManager:
         del self._by_group[record.group]
         for handle in [*self.table.rows(record.group), *record.standard]:
             connection_id = ConnectionId(handle)
+            self._uncount(connection_id)
             self._standard.pop(connection_id, None)
             if connection_id in self._upgrades:
                 self.table.assign(connection_id, 0)
@@ -339,6 +353,10 @@ class HibernationManager:
             self._records.pop(record.object_id, None)
             self._by_group.pop(record.group, None)
             self.table.remove_group(record.group)
+
+    def _uncount(self, connection_id: ConnectionId) -> None:
+        if self._addresses.most and (info := self.info(connection_id)) is not None:
+            self._addresses.remove(info.client)
 
     def _exists(self, connection_id: ConnectionId) -> bool:
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_PARTY = re.compile(r"[a-z0-9_-]{1,64}")
+_PARTY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # also the name of a folder
+
+MAX_ROOM_BYTES = 1024
+"""Bytes of a room's name as the path has it: an object does not know a longer name of itself."""
 
 
 def party_name(name: str) -> str:

@@ -20,8 +20,9 @@ from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse
 from objects.namespace import ObjectNamespace
-from partykit_compat.names import RoomAddress, is_party_name, parse_path
-from partykit_compat.server import Lobby, PartyContext, PartyNamespace, Server
+from partykit_compat.crons import Cron, CronContext, CronKeeper, next_run_ms
+from partykit_compat.names import MAX_ROOM_BYTES, RoomAddress, is_party_name, parse_path
+from partykit_compat.server import Close, Lobby, PartyContext, PartyNamespace, Server
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,16 @@ CORS_HEADERS = {
 }
 
 _RESERVED = "x-partykit-"
+_CRONS = "Crons"
+"""Namespace of the schedules; no party can be called so."""
+
+
+async def route_party_request(routes: PartyRoutes, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Serve a request if its path names a room; False, with nothing sent, if it is the application's own affair.
+
+    For an application that decides itself where rooms come in; one that does not is given to `PartyRoutes` as `app`.
+    """
+    return await routes.route(scope, receive, send)
 
 
 class PartyRoutes:
@@ -46,7 +57,7 @@ class PartyRoutes:
         cors: True for the usual headers on every HTTP answer of a room, a mapping for others.
 
     Raises:
-        ValueError: a party whose name cannot stand in a URL.
+        ValueError: a party whose name cannot stand in a URL, or a cron that is none.
         UsageError: a party whose name is taken on that host.
     """
 
@@ -62,7 +73,8 @@ class PartyRoutes:
     ) -> None:
         self._host = host
         self._classes = dict(parties)
-        self._app = app or PlainTextResponse("Not found", 404)
+        self._env = env
+        self._app = app or self.fetch_or(PlainTextResponse("Not found", 404))
         self._prefix = prefix
         self._cors = CORS_HEADERS if cors is True else dict(cors or {})
         self._namespaces: dict[str, ObjectNamespace] = {}
@@ -73,25 +85,62 @@ class PartyRoutes:
                 raise ValueError(f"a party is named by lower-case letters, digits, '_' and '-', not {name!r}")
             self._namespaces[name] = host.register(name, cls, context)
             self._parties[name] = PartyNamespace(name, self._namespaces[name])
+        self._crons: ObjectNamespace | None = None
+        if any(cls.crons for cls in self._classes.values()):
+            self._crons = self._host.register(_CRONS, CronKeeper, self._cron_contexts())
+
+    @property
+    def parties(self) -> Mapping[str, PartyNamespace]:
+        """The parties, for code outside of rooms; see `get_server_by_name`."""
+        return self._parties
+
+    async def start(self) -> None:
+        """Begin to run crons; after the host was started."""
+        if self._crons is not None:
+            for name, cls in self._classes.items():
+                if cls.crons:
+                    await self._crons.get_by_name(name).schedule()
+
+    def fetch_or(self, app: ASGIApp) -> ASGIApp:
+        """Return what answers where nothing else does: `on_fetch` of the party `main`, or `app` if that passes."""
+        main = self._classes.get("main")
+        if main is None or main.on_fetch is Server.on_fetch:
+            return app
+
+        async def fetch_or_app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            stripped = _stripped_scope(scope)
+            answer = await self._fetch(main, Request(stripped, receive))
+            await (app(scope, receive, send) if answer is None else answer(stripped, receive, send))
+
+        return fetch_or_app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if not await self.route(scope, receive, send):
+            await self._app(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Serve a request if its path names a room; returns whether it does."""
         address = None
         if scope["type"] in ("http", "websocket"):
             raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
             address = parse_path(raw_path.decode("latin-1"), self._prefix)
         if address is None:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
+            return False
+        if scope["type"] == "websocket":
             await self._connect(address, scope, receive, send)
         else:
             await self._request(address, scope, receive, send)
+        return True
 
     async def _connect(self, address: RoomAddress, scope: Scope, receive: Receive, send: Send) -> None:
         upgrade: Upgrade | None = scope.get("extensions", {}).get(UPGRADE_EXTENSION)
         namespace = self._namespaces.get(address.party)
-        if upgrade is None or namespace is None:
-            status, text = (400, "Invalid request") if namespace is None else (501, "This server parks no WebSockets")
+        if upgrade is None or namespace is None or len(address.room) > MAX_ROOM_BYTES:
+            status, text = (501, "This server parks no WebSockets") if upgrade is None else (400, "Invalid request")
             await _deny(send, HttpResponse.of(text, status))
             return
         request = HttpRequest(upgrade.url, "GET", _stripped(upgrade.headers), client=upgrade.client)
@@ -99,12 +148,15 @@ class PartyRoutes:
         if isinstance(answer, HttpResponse):
             await _deny(send, answer)
             return
+        if isinstance(answer, Close):
+            await upgrade.close(answer.code, answer.reason)
+            return
         upgrade.url, upgrade.headers = answer.url, answer.headers
         await upgrade.hand_to(namespace.id_from_name(address.room))
 
     async def _request(self, address: RoomAddress, scope: Scope, receive: Receive, send: Send) -> None:
         namespace = self._namespaces.get(address.party)
-        if namespace is None:
+        if namespace is None or len(address.room) > MAX_ROOM_BYTES:
             await PlainTextResponse("Invalid request", 400)(scope, receive, send)
             return
         if self._cors:
@@ -112,23 +164,48 @@ class PartyRoutes:
             if scope["method"] == "OPTIONS":
                 await Response(status_code=200)(scope, receive, send)
                 return
-        scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if not k.startswith(_RESERVED.encode())]}
-        request = Request(scope, receive)
-        plain = to_request(request)
-        answer = await self._before("on_before_request", address, plain)
-        if isinstance(answer, HttpResponse):
-            await to_response(answer)(scope, receive, send)
-            return
-        stub = namespace.get_by_name(address.room)
-        response = await fetch(stub, request) if answer is plain else to_response(await stub.fetch(answer))
+        scope = _stripped_scope(scope)
+        request = to_request(Request(scope, receive))
+        answer = await self._before("on_before_request", address, request)
+        if isinstance(answer, HttpRequest):
+            response = await fetch(namespace.get_by_name(address.room), answer)
+        elif isinstance(answer, HttpResponse):
+            response = to_response(answer)
+        else:
+            response = PlainTextResponse(answer.reason, 403)
         await response(scope, receive, send)
 
-    async def _before(self, hook: str, address: RoomAddress, request: HttpRequest) -> HttpRequest | HttpResponse:
-        """Run a hook of the party's class; one that raises refuses with 401 and its message."""
-        lobby = Lobby(address.party, address.room, self._parties)
+    async def _fetch(self, main: type[Server], request: Request) -> Response | None:
         try:
-            answer: HttpRequest | HttpResponse | None = await getattr(self._classes[address.party], hook)(
-                request, lobby
+            answer = await main.on_fetch(to_request(request), self._lobby("main"))
+            return None if answer is None else to_response(answer)
+        except Exception:
+            logger.exception("on_fetch raised")
+            return PlainTextResponse("The party failed to answer.", 500)
+
+    def _lobby(self, party: str, room: str | None = None) -> Lobby:
+        return Lobby(party, room, self._parties, self._env)
+
+    def _cron_contexts(self) -> dict[str, CronContext]:
+        contexts = {}
+        now_ms = self._host.ports.clock.unix_ms
+        for name, cls in self._classes.items():
+            for expression in cls.crons.values():
+                next_run_ms(expression, now_ms())
+
+            async def run(cron: Cron, name: str = name, cls: type[Server] = cls) -> None:
+                await cls.on_cron(cron, self._lobby(name))
+
+            contexts[name] = CronContext(cls.crons, run, now_ms)
+        return contexts
+
+    async def _before(
+        self, hook: str, address: RoomAddress, request: HttpRequest
+    ) -> HttpRequest | HttpResponse | Close:
+        """Run a hook of the party's class; one that raises refuses with 401 and its message."""
+        try:
+            answer: HttpRequest | HttpResponse | Close | None = await getattr(self._classes[address.party], hook)(
+                request, self._lobby(*address)
             )
         except Exception as error:
             logger.info("%s of %s refused a request: %s", hook, address.party, error)
@@ -138,6 +215,10 @@ class PartyRoutes:
 
 def _stripped(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in headers if not name.startswith(_RESERVED))
+
+
+def _stripped_scope(scope: Scope) -> Scope:
+    return {**scope, "headers": [(k, v) for k, v in scope["headers"] if not k.startswith(_RESERVED.encode())]}
 
 
 async def _deny(send: Send, response: HttpResponse) -> None:

@@ -21,25 +21,47 @@ from objects.http import HttpRequest, HttpResponse
 from objects.namespace import ObjectNamespace, ObjectStub
 from objects.ports import Frame, ReadyState, UpgradeRequest
 from objects.state import AlarmInfo, DurableObject, ObjectState
-from objects.websocket import WebSocket
+from objects.websocket import MAX_REASON_BYTES, WebSocket
 from partykit_compat.connection import Connection, connection_id_of
+from partykit_compat.crons import Cron
+from partykit_compat.room import Room
 
 logger = logging.getLogger(__name__)
 
 MAX_TAGS = 10
 """Tags of a connection, its id included."""
-MAX_TAG_LENGTH = 256
-"""Characters of a tag."""
+MAX_TAG_BYTES = 256
+"""Bytes of a tag in UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Refuses a WebSocket so that a browser's code learns why: accepted, then closed with this code at once.
+
+    An HTTP answer to an upgrade never reaches a page: all it sees is 1006. partysocket comes back after any code.
+    """
+
+    code: int
+    """3000 to 4999 are an application's own."""
+    reason: str = ""
+    """At most 123 bytes."""
+
+    def __post_init__(self) -> None:
+        if not 3000 <= self.code <= 4999 and self.code not in (1000, 1001, 1008, 1011, 1012, 1013):
+            raise ValueError(f"a connection is refused with a code from 3000 to 4999, not {self.code}")
+        if len(self.reason.encode()) > MAX_REASON_BYTES:
+            raise ValueError(f"a close reason has at most {MAX_REASON_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Lobby:
-    """Where a request is going, for the hooks that run before the room."""
+    """Where a request is going, for the hooks that run without a room."""
 
     party: str
-    name: str
-    """The room, as the path has it."""
+    name: str | None
+    """The room, as the path has it; None for `on_fetch` and `on_cron`."""
     parties: Mapping[str, PartyNamespace]
+    env: Any = None
 
 
 class PartyNamespace:
@@ -83,6 +105,21 @@ class PartyStub:
         return await self.stub.fetch(HttpRequest(url, method, tuple(headers), body))
 
 
+async def get_server_by_name(party: PartyNamespace, name: str, *, props: Any = None) -> PartyStub:
+    """Return a stub of a room that has started: its `on_start` has ended.
+
+    Args:
+        props: for the room, as `self.props`, if this starts it; copied like the arguments of any call.
+
+    Raises:
+        Exception: what `on_start` raised, by type.
+        ObjectError: the room was overloaded or reset.
+    """
+    stub = party.get(name)
+    await stub.stub.begin(props)
+    return stub
+
+
 @dataclass(frozen=True, slots=True)
 class PartyContext:
     """What `PartyRoutes` gives to the constructor of every room."""
@@ -103,12 +140,17 @@ class Server(DurableObject):
     """Subprotocols this room speaks; the first that a client offers as well is agreed."""
     replace_duplicates: ClassVar[bool] = False
     """Close older connections with the id of a new one, with 4000 "replaced"; else all stay, and all get broadcasts."""
+    crons: ClassVar[Mapping[str, str]] = {}
+    """When to run `on_cron`: expressions of five fields, or six with seconds, in UTC, by a name of your choice."""
 
     def __init__(self, ctx: ObjectState, env: Any) -> None:
         context = env if isinstance(env, PartyContext) else PartyContext(env)
         super().__init__(ctx, context.env)
         self.parties: Mapping[str, PartyNamespace] = context.parties
+        self.props: Any = None
+        """What `get_server_by_name` started this instance with; None if anything else did."""
         self._started = False
+        self._reports = type(self).on_exception is not Server.on_exception
         self._present: asyncio.Event | None = None
         self._turns: dict[Connection, asyncio.Lock] = {}
 
@@ -136,13 +178,19 @@ class Server(DurableObject):
     async def on_alarm(self) -> None:
         """The alarm that `ctx.storage.set_alarm` set is due."""
 
+    async def on_exception(self, error: Exception) -> None:
+        """A hook has raised, which has been logged; what it does to the client does not change."""
+
     async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> Iterable[str]:
-        """Return tags for a connection; its id becomes the first. At most 10 in all, each 1 to 256 characters."""
+        """Return tags for a connection; its id becomes the first. At most 10 in all, each 1 to 256 bytes."""
         return ()
 
     @staticmethod
-    async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
-        """Look at an upgrade before any room does: a response refuses it, a request replaces it, None lets it pass."""
+    async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | Close | None:
+        """Look at an upgrade before any room does: a response or `Close` refuses, a request replaces it, None passes.
+
+        An exception refuses with 401 and its message. This is where to look at who connects.
+        """
         return None
 
     @staticmethod
@@ -150,12 +198,26 @@ class Server(DurableObject):
         """Look at an HTTP request before any room does, in the same way."""
         return None
 
+    @staticmethod
+    async def on_fetch(request: HttpRequest, lobby: Lobby) -> HttpResponse | None:
+        """An HTTP request that nothing else answers; None is 404. Only that of `main` is asked."""
+        return None
+
+    @staticmethod
+    async def on_cron(cron: Cron, lobby: Lobby) -> None:
+        """A cron of `crons` is due. Runs at least once for each time, without a room; one missed while down, once."""
+
     # Helpers
 
     @property
     def name(self) -> str:
         """The room, as the path has it; also in the constructor and when an alarm woke it."""
         return self.ctx.id.name or ""
+
+    @property
+    def room(self) -> Room:
+        """The same as PartyKit's classes have it."""
+        return Room(self)
 
     def broadcast(self, message: Frame, without: Iterable[str] = ()) -> None:
         """Send to every connection but those with the ids in `without`."""
@@ -191,8 +253,8 @@ class Server(DurableObject):
         protocol = next((offer for offer in request.protocols if offer in self.protocols), None)
         try:
             tags = check_tags(connection_id, await self.get_connection_tags(connection_id, request))
-        except Exception:
-            logger.exception("%s: a connection could not be tagged", self.ctx.id.key)
+        except Exception as error:
+            await self._report(error, "get_connection_tags")
             self.ctx.accept_web_socket(ws, (), protocol)
             ws.close(1011, "invalid connection tags")
             return None
@@ -207,14 +269,14 @@ class Server(DurableObject):
         self._stay_awake()
         try:
             await self.on_connect(connection, request)
-        except Exception:
-            logger.exception("%s: on_connect raised", self.ctx.id.key)
+        except Exception as error:
+            await self._report(error, "on_connect")
             connection.close(1011, "on_connect failed")
         return None
 
     def web_socket_message(self, ws: WebSocket, message: Frame) -> Coroutine[Any, Any, None]:
         """Run `on_message`."""
-        if self._started and not self.ordered:
+        if self._started and not self.ordered and not self._reports:
             return self.on_message(Connection(ws), message)
         return self._message_in_turn(ws, message)
 
@@ -222,11 +284,11 @@ class Server(DurableObject):
         await self._ensure_started()
         connection = Connection(ws)
         if not self.ordered:
-            await self.on_message(connection, message)
+            await self._reported(self.on_message(connection, message))
             return
         turn = self._turns.setdefault(connection, asyncio.Lock())
         async with turn:
-            await self.on_message(connection, message)
+            await self._reported(self.on_message(connection, message))
 
     async def web_socket_close(self, ws: WebSocket, code: int, reason: str, was_clean: bool) -> None:
         """Run `on_close`, unless `on_error` told the end already."""
@@ -235,12 +297,12 @@ class Server(DurableObject):
         self._turns.pop(connection, None)
         self._let_sleep(ws)
         if not ws.failed:
-            await self.on_close(connection, code, reason, was_clean)
+            await self._reported(self.on_close(connection, code, reason, was_clean))
 
     async def web_socket_error(self, ws: WebSocket, error: str) -> None:
         """Run `on_error`."""
         await self._ensure_started()
-        await self.on_error(Connection(ws), error)
+        await self._reported(self.on_error(Connection(ws), error))
 
     async def fetch(self, request: HttpRequest) -> HttpResponse:
         """Run `on_request`."""
@@ -250,7 +312,7 @@ class Server(DurableObject):
         except ObjectError:
             raise
         except Exception as error:
-            logger.exception("%s: on_request raised", self.ctx.id.key)
+            await self._report(error, "on_request")
             code = getattr(error, "code", None)
             status = code if isinstance(code, int) and 400 <= code <= 599 else 500
             return HttpResponse.of("The room failed to answer.", status)
@@ -258,7 +320,32 @@ class Server(DurableObject):
     async def alarm(self, info: AlarmInfo) -> None:
         """Run `on_alarm`."""
         await self._ensure_started()
-        await self.on_alarm()
+        await self._reported(self.on_alarm())
+
+    async def begin(self, props: Any) -> None:
+        """Start, with `props` if this is the start; see `get_server_by_name`."""
+        if not self._started:
+            self.props = props
+        await self._ensure_started()
+
+    async def _reported(self, hook: Coroutine[Any, Any, None]) -> None:
+        """Run a hook whose exception the host logs; `on_exception` hears of it first."""
+        try:
+            await hook
+        except Exception as error:
+            await self._tell(error)
+            raise
+
+    async def _report(self, error: Exception, hook: str) -> None:
+        logger.error("%s: %s raised", self.ctx.id.key, hook, exc_info=error)
+        await self._tell(error)
+
+    async def _tell(self, error: Exception) -> None:
+        if self._reports:
+            try:
+                await self.on_exception(error)
+            except Exception:
+                logger.exception("%s: on_exception raised", self.ctx.id.key)
 
     async def _ensure_started(self) -> None:
         """Run `on_start` once, with everything else waiting; its failure is this event's, the next one tries again."""
@@ -274,6 +361,7 @@ class Server(DurableObject):
         try:
             await self.on_start()
         except Exception as error:  # raised by the caller: here it would reset the object and cut its connections
+            await self._tell(error)
             return error
         self._started = True
         if any(True for _ in self.get_connections()):
@@ -296,11 +384,11 @@ def check_tags(connection_id: str, tags: Iterable[str]) -> list[str]:
     """Return the id and the tags without duplicates.
 
     Raises:
-        ValueError: over 10, or one without 1 to 256 characters.
+        ValueError: over 10, or one without 1 to 256 bytes.
     """
     checked = list(dict.fromkeys([connection_id, *tags]))
     if len(checked) > MAX_TAGS:
         raise ValueError(f"a connection has at most {MAX_TAGS} tags with its id, not {len(checked)}")
-    if not all(1 <= len(tag) <= MAX_TAG_LENGTH for tag in checked):
-        raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters")
+    if not all(1 <= len(tag.encode()) <= MAX_TAG_BYTES for tag in checked):
+        raise ValueError(f"a tag has 1 to {MAX_TAG_BYTES} bytes")
     return checked

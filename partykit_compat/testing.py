@@ -92,18 +92,39 @@ class TestRooms:
 
     __test__ = False  # pytest takes what is called so for tests
 
-    def __init__(self, classes: Mapping[str, type[Server]], folder: Path, env: Any) -> None:
-        self.clock = ManualClock(time.time_ns() // 1_000_000)  # so that `time.time() + 60` is in a minute here, too
-        manager = HibernationManager(SocketTable(tick=0.05, ping_interval=0.0, close_timeout=0.5), self.clock)
+    def __init__(
+        self,
+        classes: Mapping[str, type[Server]],
+        folder: Path,
+        env: Any,
+        *,
+        at_ms: int | None = None,
+        message_max_bytes: int = 1_048_576,
+        messages_per_second: int = 0,
+    ) -> None:
+        # The real time, unless told otherwise, so that `time.time() + 60` is in a minute here, too.
+        self.clock = ManualClock(time.time_ns() // 1_000_000 if at_ms is None else at_ms)
+        table = SocketTable(
+            tick=0.05,
+            ping_interval=0.0,
+            close_timeout=0.5,
+            max_frame_bytes=message_max_bytes,
+            max_message_bytes=message_max_bytes,
+        )
+        manager = HibernationManager(table, self.clock)
         self._drivers = LocalDrivers(folder, connections=manager, clock=self.clock)
         self.host = ObjectHost(self._drivers.ports, secret=bytes(16))
         self._routes = PartyRoutes(self.host, classes, env=env)
-        self._service = SocketService(manager, Dispatcher(manager, self.host))
+        self._service = SocketService(manager, Dispatcher(manager, self.host, messages_per_second=messages_per_second))
         self._protocol = websocket_protocol(self._service, HandshakeSettings(rate_per_address=0))
         self._server = SimpleNamespace(connections=set(), tasks=set())
         self._clients: list[ClientConnection] = []
         self.host.start()
         self._service.start()
+
+    async def start(self) -> None:
+        """Begin to run crons."""
+        await self._routes.start()
 
     async def connect(
         self,
@@ -242,7 +263,13 @@ class TestRooms:
 
 @asynccontextmanager
 async def serve_rooms(
-    classes: Mapping[str, type[Server]] | type[Server], *, env: Any = None, folder: Path | None = None
+    classes: Mapping[str, type[Server]] | type[Server],
+    *,
+    env: Any = None,
+    folder: Path | None = None,
+    at_ms: int | None = None,
+    message_max_bytes: int = 1_048_576,
+    messages_per_second: int = 0,
 ) -> AsyncIterator[TestRooms]:
     """Rooms to test while inside.
 
@@ -250,12 +277,23 @@ async def serve_rooms(
         classes: by party name; a class alone is `main`.
         env: their `self.env`.
         folder: where their data is kept, to look at restarts; else a temporary one.
+        at_ms: when it is (Unix ms); else now.
+        message_max_bytes: as the setting of the server.
+        messages_per_second: likewise; 0: no limit.
     """
     parties = {"main": classes} if isinstance(classes, type) else classes
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rooms = TestRooms(parties, root, env)
+        rooms = TestRooms(
+            parties,
+            root,
+            env,
+            at_ms=at_ms,
+            message_max_bytes=message_max_bytes,
+            messages_per_second=messages_per_second,
+        )
         try:
+            await rooms.start()
             yield rooms
         finally:
             await rooms.close()

@@ -25,7 +25,7 @@ from torpor.health import Health, health_router
 from torpor.openapi import document
 from torpor.pages import page_routes
 from torpor.relay import ice_servers
-from torpor.room_routes import RoomRoutes, rooms_router
+from torpor.room_routes import RoomRoutes, limited, rooms_router
 from torpor.rooms import Rooms
 from turn.routes import credentials_router
 from turn.service import TurnService
@@ -97,6 +97,10 @@ def build_app(
     if settings.demo_enabled:
         app.include_router(demo_router(), max_body_size=DEMO_BODY_MAX_BYTES)
         app.router.routes.extend(page_routes())
+    if rooms is not None:
+        not_found = app.router.default
+        if (unclaimed := rooms.routes.fetch_or(not_found)) is not not_found:
+            app.router.default = limited(unclaimed, limits)
     return app
 
 

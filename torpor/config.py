@@ -174,6 +174,10 @@ class RoomSettings:
     connections_per_room: int = setting(
         MAX_CONNECTIONS, "WebSockets of one room; more get 503", least=1, most=MAX_CONNECTIONS
     )
+    connections_per_address: int = setting(0, "WebSockets of one client address; more get 429; 0: no limit", least=0)
+    messages_per_second: int = setting(
+        0, "Of one WebSocket, those answered without waking not counted; above it close 1008; 0: no limit", least=0
+    )
     handshakes_per_second: float = setting(100.0, "Per client address; more get 429; 0: no limit", least=0)
     message_max_bytes: int = setting(1024 * 1024, "Largest WebSocket message; above it close 1009", least=1024)
     queue_max_bytes: int = setting(

@@ -169,7 +169,7 @@ ROOM_SOCKET_COUNTERS: Mapping[str, str] = {
     "dropped_frames": "Messages lost to slow clients.",
 }
 
-_ENDS = ("closed_by_peer", "lost", "closed_slow", "protocol_errors", "timeouts", "overloaded")
+_ENDS = ("closed_by_peer", "lost", "closed_slow", "protocol_errors", "timeouts", "overloaded", "flooded")
 _ROOM_EVENTS = ("fetches", "connects", "messages", "calls", "alarms")
 _ROOM_FAULTS = ("errors", "resets", "overloads")
 _ROOM_ROWS = ("rows_read", "rows_written")

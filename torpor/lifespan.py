@@ -136,7 +136,7 @@ async def _rooms(settings: Settings) -> AsyncIterator[Rooms | None]:
         return
     rooms = Rooms(settings, load_parties(settings.parties))
     try:
-        rooms.start()
+        await rooms.start()
         yield rooms
     finally:
         await rooms.close()

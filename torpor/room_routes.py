@@ -57,15 +57,24 @@ class RoomRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"] = ROOM_ROUTE
-        if scope["type"] == "websocket":
-            await self._rooms(scope, receive, send)
+        await limited(self._rooms, self._limits)(scope, receive, send)
+
+
+def limited(app: ASGIApp, limits: BodyLimits) -> ASGIApp:
+    """Return `app` behind limits on a request's body."""
+
+    async def behind_limits(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
             return
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if length.isdigit() and int(length) > self._limits.max_bytes:
-            text = f"the body is larger than {self._limits.max_bytes} bytes"
+        if length.isdigit() and int(length) > limits.max_bytes:
+            text = f"the body is larger than {limits.max_bytes} bytes"
             await respond(send, 413, envelope("payload_too_large", text))
             return
-        await self._rooms(scope, bounded(receive, self._limits), send)
+        await app(scope, bounded(receive, limits), send)
+
+    return behind_limits
 
 
 def names_room(scope: Scope) -> bool:

@@ -90,7 +90,13 @@ class Rooms:
             idle_timeout=rooms.silence_timeout,
         )
         slow = SlowPolicy(rooms.queue_max_bytes, rooms.slow_clients)
-        self._manager = HibernationManager(table, clock, slow=slow, max_connections=rooms.connections_per_room)
+        self._manager = HibernationManager(
+            table,
+            clock,
+            slow=slow,
+            max_connections=rooms.connections_per_room,
+            max_per_address=rooms.connections_per_address,
+        )
         try:
             self._drivers = LocalDrivers(rooms.folder, connections=self._manager, clock=clock)
         except ObjectError as error:
@@ -109,7 +115,7 @@ class Rooms:
         )
         self._host = ObjectHost(self._drivers.ports, secret=secret, limits=limits)
         self.routes = PartyRoutes(self._host, classes, env=room_environment(os.environ))
-        self._dispatcher = Dispatcher(self._manager, self._host)
+        self._dispatcher = Dispatcher(self._manager, self._host, messages_per_second=rooms.messages_per_second)
         self._service = SocketService(self._manager, self._dispatcher)
         self.parties = tuple(classes)
 
@@ -122,10 +128,11 @@ class Rooms:
         )
         return websocket_protocol(self._service, handshake)
 
-    def start(self) -> None:
-        """Begin to fire alarms and to serve sockets, on the running loop."""
+    async def start(self) -> None:
+        """Begin to fire alarms, run crons and serve sockets, on the running loop."""
         self._host.start()
         self._service.start()
+        await self.routes.start()
         folder = self._settings.rooms.folder.resolve()
         logger.info("rooms", extra={"parties": ", ".join(self.parties), "folder": str(folder)})
 
@@ -148,6 +155,8 @@ class Rooms:
         """Iterate over the rooms that are in memory or have connections."""
         awake = self._host.awake()
         for object_id, connections in self._manager.objects():
+            if object_id.namespace not in self.parties:  # the crons' own
+                continue
             reasons = awake.get(object_id.key)
             yield RoomStatus(
                 object_id.namespace,
@@ -172,7 +181,8 @@ class Rooms:
     def stats(self) -> RoomStats:
         """Figures, now."""
         totals = self._service.table.counters()
-        return RoomStats(self.live_counts(), totals | {"overloaded": self._dispatcher.overloaded}, self._host.usage())
+        ends = {"overloaded": self._dispatcher.overloaded, "flooded": self._dispatcher.flooded}
+        return RoomStats(self.live_counts(), totals | ends, self._host.usage())
 
 
 def identity_secret(folder: Path) -> bytes:

@@ -497,3 +497,12 @@ class TestConnections:
     async def test_34_a_subprotocol_of_the_class_is_agreed(self, world: World) -> None:
         async with world.connect("/party/r", subprotocols=["x", "p2", "p1"]) as client:
             assert client.subprotocol == "p2"
+
+    async def test_an_address_has_a_number_of_connections_over_all_rooms(self, enter: Callable[..., Any]) -> None:
+        async with enter(max_per_address=2) as world, world.connect("/party/r?_pk=a") as first:
+            async with world.connect("/party/elsewhere?_pk=b"):
+                assert await status_of(world.connect("/party/r?_pk=c")) == 429
+                assert (await ask(first, "who"))[4] == ["a"]
+            await world.logged(("close", "b", 1000, "", True, False))
+            async with world.connect("/party/r?_pk=d") as again:  # one has left: there is place for another
+                assert (await ask(again, "who"))[4] == ["a", "d"]

@@ -304,6 +304,7 @@ async def gateway(
     handshake: HandshakeSettings | None = None,
     max_frames: int = 64,
     max_connections: int = 100,
+    max_per_address: int = 0,
     tls: dict[str, str] | None = None,
     clock: Clock | None = None,
     side: ObjectsSide | None = None,
@@ -320,7 +321,9 @@ async def gateway(
     """
     clock = clock or LoopClock()
     table = SocketTable(**{"close_timeout": 0.5, "tick": 0.05, **table_options})
-    manager = HibernationManager(table, clock, slow=slow or SlowPolicy(), max_connections=max_connections)
+    manager = HibernationManager(
+        table, clock, slow=slow or SlowPolicy(), max_connections=max_connections, max_per_address=max_per_address
+    )
     side = side or Script()
     ends: Ends | None = None
     if piped:

@@ -94,7 +94,7 @@ class TestFolder:
     async def test_rooms_start_and_stop_with_nothing_left(self, tmp_path: Path) -> None:
         settings = Settings(rooms=RoomSettings(folder=tmp_path / "data"), parties={"main": "a:B"})
         rooms = Rooms(settings, {"main": Server})
-        rooms.start()
+        await rooms.start()
         with pytest.raises(StartRefused, match="in use"):
             Rooms(settings, {"main": Server})
         await rooms.close()

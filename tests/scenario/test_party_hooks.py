@@ -1,0 +1,373 @@
+"""Hooks, schedules and refusals of the party-style API, by its own test client; numbers are the party contract's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from objects.http import HttpRequest, HttpResponse
+from objects.ports import Frame, UpgradeRequest
+from partykit_compat import (
+    Close,
+    Connection,
+    Cron,
+    Lobby,
+    PartyRoutes,
+    Server,
+    get_server_by_name,
+    route_party_request,
+)
+from partykit_compat.crons import next_run_ms
+from partykit_compat.testing import TestRooms, serve_rooms
+
+
+class Bare(Server):
+    """A room without hooks."""
+
+
+class TestRequests:
+    async def test_13_without_on_request_the_answer_is_404(self) -> None:
+        async with serve_rooms(Bare) as rooms:
+            response = await rooms.fetch("r")
+            assert (response.status, await response.text()) == (404, "Not implemented")
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
+    async def test_every_method_reaches_the_room(self, method: str) -> None:
+        class Says(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                return HttpResponse.of(request.method)
+
+        async with serve_rooms(Says) as rooms:
+            assert await (await rooms.fetch("r", method=method)).text() == method
+
+    async def test_bodies_stream_both_ways_piece_by_piece(self) -> None:
+        class Doubles(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                async def pieces() -> AsyncIterator[bytes]:
+                    async for piece in request.stream():
+                        yield piece * 2
+
+                return HttpResponse(pieces())
+
+        async with serve_rooms(Doubles) as rooms:
+            to_room: asyncio.Queue[Any] = asyncio.Queue()
+            from_room: asyncio.Queue[Any] = asyncio.Queue()
+            scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/party/r", "headers": []}
+            routes = rooms._routes
+            asking = asyncio.create_task(routes(scope, to_room.get, from_room.put))  # type: ignore[arg-type]
+            for piece in (b"a", b"b"):
+                to_room.put_nowait({"type": "http.request", "body": piece, "more_body": True})
+                heads_too = await from_room.get()
+                message = await from_room.get() if heads_too["type"] == "http.response.start" else heads_too
+                assert message["body"] == piece * 2  # the answer to a piece arrives before the next is sent
+            to_room.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+            await asking
+
+    async def test_a_client_that_leaves_mid_body_is_no_error(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Reads(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                return HttpResponse.of(len(await request.read()))
+
+        async with serve_rooms(Reads) as rooms:
+            messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"a", "more_body": True}]
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return messages.pop()
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/party/r", "headers": []}
+            await rooms._routes(scope, receive, send)
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+    async def test_a_name_longer_than_an_object_may_know_of_itself_is_refused(self) -> None:
+        async with serve_rooms(Bare) as rooms:
+            assert (await rooms.fetch("x" * 1025)).status == 400
+            assert (await rooms.fetch("x" * 1024)).status == 404  # of the room: no `on_request`
+
+
+class TestFetch:
+    async def test_on_fetch_of_main_answers_what_no_room_takes(self) -> None:
+        class Site(Server):
+            @staticmethod
+            async def on_fetch(request: HttpRequest, lobby: Lobby) -> HttpResponse | None:
+                if request.url.endswith("/raise"):
+                    raise RuntimeError("secret detail")
+                if request.url.endswith("/hello"):
+                    room = await lobby.parties["main"].get("r").fetch("/x")
+                    return HttpResponse.of(
+                        [lobby.name, lobby.env, await room.text(), request.header("x-partykit-props")]
+                    )
+                return None
+
+        async with serve_rooms(Site, env="mine") as rooms:
+
+            async def get(path: str) -> tuple[int, bytes]:
+                scope = {
+                    "type": "http",
+                    "method": "GET",
+                    "scheme": "http",
+                    "path": path,
+                    "headers": [(b"x-partykit-props", b"{}")],
+                }
+                sent: list[Any] = []
+
+                async def receive() -> Any:
+                    return {"type": "http.request", "body": b"", "more_body": False}
+
+                async def send(message: Any) -> None:
+                    sent.append(message)
+
+                await rooms._routes(scope, receive, send)
+                return sent[0]["status"], sent[1]["body"]
+
+            assert await get("/hello") == (200, b'[null,"mine","Not implemented",null]')
+            assert await get("/elsewhere") == (404, b"Not found")
+            status, body = await get("/raise")
+            assert status == 500
+            assert b"secret" not in body
+
+    async def test_route_party_request_says_whether_a_room_took_it(self) -> None:
+        async with serve_rooms(Bare) as rooms:
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            routes: PartyRoutes = rooms._routes
+            scope = {"type": "http", "method": "GET", "scheme": "http", "headers": []}
+            assert not await route_party_request(routes, {**scope, "path": "/about"}, receive, send)
+            assert sent == []
+            assert await route_party_request(routes, {**scope, "path": "/parties/main/r"}, receive, send)
+            assert sent[0]["status"] == 404
+
+
+class TestByName:
+    async def test_get_server_by_name_returns_a_room_that_has_started_with_its_props(self) -> None:
+        class Started(Server):
+            async def on_start(self) -> None:
+                await self.ctx.storage.put("props", self.props)
+                if self.props == "bad":
+                    raise ValueError("bad props")
+
+            async def props_seen(self) -> Any:
+                return await self.ctx.storage.get("props")
+
+        async with serve_rooms(Started) as rooms:
+            party = rooms._routes.parties["main"]
+            stub = await get_server_by_name(party, "r", props={"level": 3})
+            assert rooms.is_awake("r")
+            assert await stub.stub.props_seen() == {"level": 3}
+            await get_server_by_name(party, "r", props="late")  # it has started: too late for these
+            assert await stub.stub.props_seen() == {"level": 3}
+            with pytest.raises(ValueError, match="bad props"):
+                await get_server_by_name(party, "other", props="bad")
+
+    async def test_room_is_the_same_as_in_partykit(self) -> None:
+        class Ported(Server):
+            async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+                room = self.room
+                await room.storage.put("n", 1)
+                names = sorted(room.context.parties)
+                connection.send(f"{room.id} {room.name} {room.env} {names} {len(room.internal_id)}")
+                assert room.get_connection("me") == connection == next(room.get_connections())
+                room.broadcast("to all", without=["nobody"])
+
+        async with serve_rooms({"main": Ported, "other": Bare}, env="mine") as rooms:
+            client = await rooms.connect("r", id="me")
+            assert await client.recv() == "r main mine ['main', 'other'] 64"
+            assert await client.recv() == "to all"
+
+
+class TestExceptions:
+    async def test_on_exception_hears_of_every_hook_that_raised(self) -> None:
+        heard: list[str] = []
+
+        class Fails(Server):
+            async def on_exception(self, error: Exception) -> None:
+                heard.append(str(error))
+                raise RuntimeError("this one, too")  # harms nobody
+
+            async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+                if connection.id == "bad":
+                    raise RuntimeError("connect")
+
+            async def on_message(self, connection: Connection, message: Frame) -> None:
+                if message == "raise":
+                    raise RuntimeError("message")
+                connection.send(message)
+
+            async def on_close(self, connection: Connection, code: int, reason: str, was_clean: bool) -> None:
+                raise RuntimeError("close")
+
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                raise RuntimeError("request")
+
+        async with serve_rooms(Fails) as rooms:
+            client = await rooms.connect("r", id="good")
+            await client.send("raise")
+            await client.send("still here")
+            assert await client.recv() == "still here"
+            assert (await rooms.fetch("r")).status == 500
+            bad = await rooms.connect("r", id="bad")
+            assert (await bad.closed())[0] == 1011
+            await client.close()
+            await rooms.settle()
+        assert heard[:3] == ["message", "request", "connect"]
+        assert set(heard[3:]) == {"close"}
+
+
+class TestRefusals:
+    async def test_close_tells_a_browser_why(self) -> None:
+        class Members(Server):
+            @staticmethod
+            async def on_before_connect(request: HttpRequest, lobby: Lobby) -> Close:
+                return Close(4401, "sign in first")
+
+        async with serve_rooms(Members) as rooms:
+            client = await rooms.connect("r")
+            assert await client.closed() == (4401, "sign in first")
+            assert not rooms.is_awake("r")
+
+    @pytest.mark.parametrize(("code", "reason"), [(999, ""), (1005, ""), (5000, ""), (4000, "ü" * 62)])
+    def test_a_close_that_cannot_be_sent_raises(self, code: int, reason: str) -> None:
+        with pytest.raises(ValueError):
+            Close(code, reason)
+
+    async def test_24_an_id_or_tag_that_is_too_long_in_utf_8_is_1011(self) -> None:
+        async with serve_rooms(Bare) as rooms:
+            for bad in ("x" * 257, "ü" * 129):
+                client = await rooms.connect("r", id=bad)
+                assert await client.closed() == (1011, "invalid connection tags")
+
+
+class Echo(Server):
+    async def on_message(self, connection: Connection, message: Frame) -> None:
+        connection.send(message)
+
+
+class TestFrames:
+    async def test_32_a_message_above_the_limit_is_1009(self) -> None:
+        async with serve_rooms(Echo, message_max_bytes=1024) as rooms:
+            client = await rooms.connect("r")
+            await client.send("x" * 1024)
+            assert await client.recv() == "x" * 1024
+            await client.send("x" * 1025)
+            assert (await client.closed())[0] == 1009
+
+    async def test_35_a_ping_is_answered_without_waking_the_room(self) -> None:
+        async with serve_rooms(Echo) as rooms:
+            client = await rooms.connect("r")
+            assert await rooms.sleep("r")
+            async with asyncio.timeout(5):
+                await (await client.websocket.ping(b"pp"))
+            assert not rooms.is_awake("r")
+
+    async def test_too_many_messages_a_second_are_1008(self) -> None:
+        async with serve_rooms(Echo, messages_per_second=5) as rooms:
+            client, other = await rooms.connect("r"), await rooms.connect("r")
+            for number in range(6):
+                await client.send(str(number))
+            assert [await client.recv() for _ in range(5)] == ["0", "1", "2", "3", "4"]
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "too many messages")
+            for number in range(20):  # the limit is each connection's own, and a second's
+                await other.send(str(number))
+                assert await other.recv() == str(number)
+                await rooms.advance(0.5)
+
+
+class TestAlarms:
+    async def test_37_an_alarm_that_raises_is_tried_again_after_2_4_and_8_seconds(self) -> None:
+        runs: list[float] = []
+        found: list[TestRooms] = []
+
+        class Fails(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                await self.ctx.storage.set_alarm(found[0].clock.unix_ms() + 500)
+                return HttpResponse()
+
+            async def on_alarm(self) -> None:
+                runs.append(found[0].clock.monotonic())
+                if len(runs) <= 3:
+                    raise RuntimeError("not yet")
+
+        async with serve_rooms(Fails) as rooms:
+            found.append(rooms)
+            await rooms.fetch("r")
+            await rooms.advance(60)
+        assert [round(later - runs[0]) for later in runs] == pytest.approx([0, 2, 6, 15], abs=2)
+
+
+class Scheduled(Server):
+    crons = {"minutely": "* * * * *", "quick": "*/10 * * * * *"}  # noqa: RUF012
+    runs: list[Cron] = []  # noqa: RUF012
+
+    @staticmethod
+    async def on_cron(cron: Cron, lobby: Lobby) -> None:
+        Scheduled.runs.append(cron)
+        if cron.name == "quick":
+            raise RuntimeError("comes again all the same")
+
+
+class TestCrons:
+    @pytest.fixture(autouse=True)
+    def no_runs(self) -> None:
+        Scheduled.runs.clear()
+
+    async def test_crons_run_when_they_are_due_also_after_one_that_raised(self) -> None:
+        async with serve_rooms(Scheduled) as rooms:
+            await rooms.advance(120)
+        names = [cron.name for cron in Scheduled.runs]
+        assert (names.count("minutely"), names.count("quick")) == (2, 12)
+        minutely = [cron for cron in Scheduled.runs if cron.name == "minutely"]
+        assert [cron.scheduled_ms % 60_000 for cron in minutely] == [0, 0]
+        assert minutely[0].expression == "* * * * *"
+
+    async def test_a_run_missed_while_down_is_made_up_for_once(self, tmp_path: Any) -> None:
+        class Minutely(Scheduled):
+            crons = {"minutely": "* * * * *"}  # noqa: RUF012
+
+        async with serve_rooms(Minutely, folder=tmp_path) as rooms:
+            await rooms.settle()
+            start = rooms.clock.unix_ms()
+        assert Scheduled.runs == []
+        async with serve_rooms(Minutely, folder=tmp_path, at_ms=start + 3_600_000) as rooms:
+            await rooms.advance(1)
+            assert [cron.name for cron in Scheduled.runs] == ["minutely"]
+            assert Scheduled.runs[0].scheduled_ms <= start + 60_000
+
+    async def test_a_cron_taken_out_of_the_class_ends(self, tmp_path: Any) -> None:
+        class Fewer(Scheduled):
+            crons = {"minutely": "* * * * *"}  # noqa: RUF012
+
+        async with serve_rooms(Scheduled, folder=tmp_path) as rooms:
+            await rooms.settle()
+        async with serve_rooms(Fewer, folder=tmp_path) as rooms:
+            await rooms.advance(60)
+        assert {cron.name for cron in Scheduled.runs} == {"minutely"}
+
+    @pytest.mark.parametrize("expression", ["", "* * *", "61 * * * *", "0 0 30 2 *"])
+    async def test_an_expression_that_is_none_is_refused_at_once(self, expression: str) -> None:
+        class Wrong(Server):
+            crons = {"x": expression}  # noqa: RUF012
+
+        with pytest.raises(ValueError, match=r"cron expression|never due"):
+            async with serve_rooms(Wrong):
+                pass
+
+    def test_the_next_run_is_strictly_later(self) -> None:
+        assert next_run_ms("* * * * *", 60_000) == 120_000
+        assert next_run_ms("* * * * *", 59_999) == 60_000
