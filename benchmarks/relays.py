@@ -73,6 +73,8 @@ class Pair:
         packets = case.packets
         self._sizes = case.head_bytes + case.payload_bytes, case.payload_bytes
         self._heads = case.head_bytes, 0
+        # Where the stamp is in what arrives; 0: look for it, every server writes indications its own way.
+        self._payload_at = CHANNEL_HEAD_BYTES if case.channels else 0, 0
         self._trains = bytearray((head + bytes(case.payload_bytes)) * packets), bytearray(case.payload_bytes * packets)
         for sock in self.sockets:
             sock.setblocking(False)
@@ -96,11 +98,11 @@ class Pair:
         side = sock is self.sockets[1]
         stamps: list[int] = []
         if side or not self._stream:
-            size, head = self._sizes[side], self._heads[side]
+            size, at = self._sizes[side], self._payload_at[side]
             try:
                 while True:
                     if sock.recv_into(buffer) >= size:
-                        stamps.append(STAMP.unpack_from(buffer, head)[0])
+                        stamps.append(STAMP.unpack_from(buffer, at if side or at else data_offset(buffer))[0])
             except (BlockingIOError, ConnectionRefusedError):
                 return stamps
         try:
@@ -187,6 +189,16 @@ class StreamTurnClient(TurnClient):
                 raise TurnFailedError(0, 0, "the server closed the connection")
             data += more
         return data
+
+
+def data_offset(indication: bytearray) -> int:
+    """Where the payload of a Data indication begins (RFC 8656 §11.5)."""
+    at = 20
+    while (attribute := int.from_bytes(indication[at : at + 2], "big")) != stun.Attr.DATA:
+        if attribute == 0:
+            return INDICATION_HEAD_BYTES  # the bare relay's head is blank
+        at += 4 + (int.from_bytes(indication[at + 2 : at + 4], "big") + 3 & ~3)
+    return at + 4
 
 
 def udp_socket() -> socket.socket:
