@@ -300,15 +300,25 @@ class RoomUser(LoadUser):
 
 
 class _MediaUser(LoadUser):
-    """A user with sessions: it holds them, and notices when one ends."""
+    """A user with sessions: it holds them, and notices when one ends.
+
+    Attributes:
+        browser: be a page in headless Chromium (costs much of a core; with Torpor only) and not a light client.
+    """
 
     abstract = True
     request_type = "MEDIA"
     check_every: float = 2.0
+    browser: bool = False
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._sessions: list[int] = []
+
+    def media_target(self) -> dict[str, str]:
+        """The server, as the engine wants it described."""
+        target = dict(self.observer.media_target(self.address))
+        return target | {"kind": "chromium"} if self.browser else target
 
     def on_stop(self) -> None:
         """Leave in order."""
@@ -360,7 +370,7 @@ class MediaPublisher(_MediaUser):
     def publish(self) -> None:
         """Join and send. Raises `CallFailed`."""
         source = {"audio": self.audio, "video": self.video, "height": self.height, "simulcast": self.simulcast}
-        target = self.observer.media_target(self.address)
+        target = self.media_target()
         session, ref, _ = self.ask_engine("publish", "media.publish", target, source, timed=lambda v: v[2])
         self._sessions.append(session)
         self.observer.announce(self.stage(), self.title, ref)
@@ -401,7 +411,7 @@ class MediaSubscriber(_MediaUser):
             self.enter("subscribe", self.announced_within, "nothing was published")
             raise CallFailed("nothing was published")
         verify = bool(self.verify_every) and self.number % self.verify_every == 0
-        arguments = (self.observer.media_target(self.address), refs, self.rid, verify, self.first_frame_within)
+        arguments = (self.media_target(), refs, self.rid, verify, self.first_frame_within)
         value = self.ask_engine("subscribe", "media.subscribe", *arguments, timed=lambda v: v[1])
         self._sessions.append(value[0])
         self.enter("first frame", value[2])

@@ -156,7 +156,7 @@ class Media:
         return self._next - 1
 
     async def _target(self, wanted: Mapping[str, str]) -> MediaTarget:
-        """The server that `{"kind": "torpor" | "janus", "url": ..., ...}` describes; made once."""
+        """The server that `{"kind": "torpor" | "chromium" | "janus", "url": ..., ...}` describes; made once."""
         from loadtest.media.client import MediaClient
 
         key = repr(sorted(wanted.items()))
@@ -174,6 +174,10 @@ async def _make_target(client: MediaClient, wanted: Mapping[str, str]) -> MediaT
         from loadtest.media.torpor import TorporTarget
 
         return TorporTarget(client, wanted["url"], wanted["app_id"], wanted["app_secret"])
+    if wanted["kind"] == "chromium":
+        from loadtest.media.chromium import ChromiumTarget
+
+        return ChromiumTarget(wanted["url"], wanted["app_id"], wanted["app_secret"])
     if wanted["kind"] == "janus":
         from loadtest.media.janus import JanusTarget
 
