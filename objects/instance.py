@@ -287,6 +287,9 @@ class Instance:
         except Exception:
             log.exception("closing %s failed", self.object_id.key)
         finally:
+            # They hold this instance: without this, all three wait for the garbage collector.
+            self._sockets.clear()
+            self.object = None
             self.closed.set_result(None)
 
     def _open_storage(self, claim: Claim, path: Any) -> None:

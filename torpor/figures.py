@@ -15,6 +15,8 @@ from torpor.rooms import Rooms, RoomStats
 from turn.service import TurnService, TurnStats
 
 LAG_INTERVAL = 0.5
+LAG_REST = 300.0
+"""Without anybody collecting for this long, the event loop's lag is not measured: an idle server is not woken."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -34,11 +36,15 @@ class Figures:
         self._started_at = time.time()
         self.http = HttpMetrics()
         self.lag = Histogram(LAG_BOUNDS)
+        self._wanted = asyncio.Event()
+        self._collected_at = -LAG_REST
         self.event_listeners = 0
         self.event_listeners_dropped = 0
 
     def collect(self) -> Iterator[Family]:
         """Everything, now."""
+        self._collected_at = time.monotonic()
+        self._wanted.set()
         yield Family("torpor_info", "gauge", "Version.", [("", (("version", torpor.__version__),), 1)])
         yield gauge("torpor_start_time_seconds", "Start of the process, seconds since 1970.", self._started_at)
         yield gauge("torpor_resident_bytes", "Resident memory.", resident_bytes())
@@ -58,8 +64,11 @@ class Figures:
             yield from room_families(self._rooms.stats())
 
     async def measure_lag(self) -> None:
-        """Observe the event loop's lag until cancelled."""
+        """Observe the event loop's lag while somebody collects figures, until cancelled."""
         while True:
+            if time.monotonic() - self._collected_at > LAG_REST:
+                self._wanted.clear()
+                await self._wanted.wait()
             due = time.monotonic() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.lag.observe(max(0.0, time.monotonic() - due))

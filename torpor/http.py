@@ -12,12 +12,15 @@ import contextlib
 import functools
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from torpor.config import HttpSettings, Settings
 from torpor.edge import envelope
@@ -104,6 +107,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._end_send()
         super().resume_writing()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; without this, what it leaves here would wait for the garbage collector."""
+        super().handle_websocket_upgrade()
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does at the end; it holds our methods
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; at once if its peer does not even read the last answer."""
         if self.transport.get_write_buffer_size():
@@ -141,8 +149,29 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class DatedState(ServerState):
+    """uvicorn's state, whose `Date` header is made when an answer needs it and not by a clock that never rests."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        super().__init__()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers of every answer."""
+        now = int(time.time())
+        if now != self._second:
+            self._second, self._headers = now, [(b"date", formatdate(now, usegmt=True).encode())]
+        return self._headers
+
+    @default_headers.setter
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Ours is made anew."""
+
+
 class HttpServer(uvicorn.Server):
-    """uvicorn's server inside our process: no signal handlers of its own.
+    """uvicorn's server inside our process: no signal handlers of its own, and no wakes while nothing happens.
 
     Args:
         app: what it serves.
@@ -180,7 +209,9 @@ class HttpServer(uvicorn.Server):
             timeout_keep_alive=http.keep_alive_timeout,
             timeout_graceful_shutdown=settings.shutdown.timeout,
         )
+        self._stop = asyncio.Event()
         super().__init__(config)
+        self.server_state = DatedState()
         self._on_start = on_start
         self._on_stop = on_stop
 
@@ -198,6 +229,20 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: `lifespan.py` decides."""
         yield
+
+    @property
+    def should_exit(self) -> bool:
+        """Set it to stop."""
+        return self._stop.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._stop.set()
+
+    async def main_loop(self) -> None:
+        """Return when it is to stop."""
+        await self._stop.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""

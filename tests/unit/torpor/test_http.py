@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from torpor.config import HttpSettings
-from torpor.http import HttpProtocol
+from torpor.http import DatedState, HttpProtocol
 
 
 class FakeTransport:
@@ -112,3 +112,10 @@ class TestHeads:
         protocol.send_400_response("again")
         assert transport.written.count(b"HTTP/1.1 400") == 1
         protocol.connection_lost(None)
+
+
+def test_the_date_is_of_the_second_in_which_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = DatedState()
+    for second, text in ((1.5, b"Thu, 01 Jan 1970 00:00:01 GMT"), (3600.7, b"Thu, 01 Jan 1970 01:00:00 GMT")):
+        monkeypatch.setattr("torpor.http.time.time", lambda second=second: second)
+        assert state.default_headers == [(b"date", text)]
