@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.support.tools import needs_coturn
 from tests.support.turn_sockets import PASSWORD, PEER_HOST, USER, serving
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("turnutils_uclient") is None, reason="coturn's tools are not installed"),
+    needs_coturn,
     pytest.mark.slow,
 ]
 

@@ -22,7 +22,7 @@ from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse
 from objects.ids import ObjectId
 from objects.ports import Connections, Frame, UpgradeRequest
-from partykit_compat import Connection, Lobby, PartyRoutes, Server
+from partykit_compat import Close, Connection, Lobby, PartyRoutes, Server
 from tests.support.rooms import Gateway, gateway, until
 
 
@@ -91,6 +91,8 @@ class Room(Server):
             case str() if message.startswith("wait "):
                 await asyncio.sleep(float(message[5:]))
                 connection.send(message)
+            case str() if message.startswith("say "):
+                self.broadcast(message[4:])
             case str() if message.startswith("to all but "):
                 self.broadcast("for the others", without=message[11:].split(","))
             case str() if message.startswith("tagged "):
@@ -130,7 +132,9 @@ class Room(Server):
         self.broadcast("alarm")
 
     @staticmethod
-    async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
+    async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | Close | None:
+        if lobby.name == "shut":
+            return Close(4403, "closed")
         if "refuse" in request.url:
             return HttpResponse.of("closed", 403, {"x-why": lobby.name})
         if "throw" in request.url:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -22,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.certificates import make_certificate
 from tests.support.server import Server, running_server
+from tests.support.tools import needs_partysocket
 from torpor.config import DEVELOPMENT_APP_SECRET
 
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -270,10 +270,7 @@ class TestDevelopment:
                 assert await websocket.recv() == "goodbye me"
 
 
-@pytest.mark.skipif(
-    shutil.which("node") is None or not (SUPPORT / "node_modules" / "partysocket").exists(),
-    reason="needs node, and partysocket from tests/support/install.sh",
-)
+@needs_partysocket
 async def test_the_real_partysocket_talks_to_it_and_comes_back_after_a_restart(app: Path) -> None:
     server = Server(flags(app))
     await server.start()
