@@ -40,7 +40,8 @@ FIRST_BACKOFF_S = 2.0
 MAX_BACKOFF_EXPONENT = 9
 BACKOFF_JITTER = 0.25
 CONCURRENT_ALARMS = 256
-"""Alarms of one process that run or wait for their object at the same time."""
+"""Alarms of one process that are started before others have ended; one that takes long makes room for the next."""
+LONG_RUN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ class AlarmScheduler:
         self._jitter = jitter
         self._timer: Timer | None = None
         self._firing: dict[tuple[ObjectKey, str], asyncio.Task[None]] = {}
+        self._recent: set[tuple[ObjectKey, str]] = set()
         self._tasks: set[asyncio.Future[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._look_again = False
@@ -357,18 +359,22 @@ class AlarmScheduler:
     async def _fire_due(self) -> float | None:
         """Start what is due; return the seconds until the next entry."""
         now = self.clock.unix_ms()
-        free = CONCURRENT_ALARMS - len(self._firing)
+        free = CONCURRENT_ALARMS - len(self._recent)
         if free > 0:
             # Those that run are still in the store: ask for enough to see past them.
-            for entry in await self._store.due(now, CONCURRENT_ALARMS + free):
+            for entry in await self._store.due(now, len(self._firing) + free):
                 key = (entry.object_id.key, entry.alarm)
-                if key not in self._firing and len(self._firing) < CONCURRENT_ALARMS and not self._stopped:
+                if key not in self._firing and len(self._recent) < CONCURRENT_ALARMS and not self._stopped:
+                    self._recent.add(key)
                     self._firing[key] = asyncio.Task(self._fire(entry), loop=asyncio.get_running_loop())
         following = await self._store.next_due_ms(now)
         # A full table looks again when an entry has ended.
         return None if following is None else max(0, following - self.clock.unix_ms()) / 1000
 
     async def _fire(self, entry: AlarmEntry) -> None:
+        key = (entry.object_id.key, entry.alarm)
+        # Handlers that hang must not use up the places of those that do not.
+        timer = self.clock.call_later(LONG_RUN_S, lambda: self._make_room(key))
         try:
             outcome = await self._run(entry)
             again = retry(entry, outcome, self.clock.unix_ms(), self._jitter())
@@ -378,8 +384,13 @@ class AlarmScheduler:
             log.exception("the alarm store cannot be written; an alarm of %s will run again", entry.object_id.key)
             await asyncio.sleep(1)
         finally:
-            del self._firing[entry.object_id.key, entry.alarm]
-            self._look()
+            timer.cancel()
+            del self._firing[key]
+            self._make_room(key)
+
+    def _make_room(self, key: tuple[ObjectKey, str]) -> None:
+        self._recent.discard(key)
+        self._look()
 
 
 def retry(entry: AlarmEntry, outcome: Outcome, now_ms: int, jitter: float) -> AlarmEntry | None:

@@ -18,6 +18,7 @@ import asyncio
 import ctypes
 import fcntl
 import itertools
+import logging
 import os
 import sqlite3
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from objects.clock import SystemClock
 from objects.errors import Fenced, StorageCorrupt, StorageError, StorageLocked
 from objects.ids import ObjectId, ObjectKey
 from objects.ports import Claim, Clock, Connections, LoadedFile, Ports
+
+log = logging.getLogger("torpor.objects")
 
 GROUP = 8
 """Files in one lot from which one `syncfs` replaces a flush for each."""
@@ -207,7 +210,10 @@ class LocalEngine:
             self._unborn -= paths - failed.keys()
             self._flush_next()
             for path, settled in lot:
-                settled(failed.get(path))
+                try:
+                    settled(failed.get(path))
+                except Exception:  # one object's trouble is not that of the others in the lot
+                    log.exception("%s: after a commit", path.name)
 
         future.add_done_callback(done)
 

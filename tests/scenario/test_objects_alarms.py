@@ -1,5 +1,6 @@
 """Alarms; names carry the ids of the behaviours in the objects contract (A-…)."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -331,4 +332,27 @@ async def test_alarms_of_a_restored_state_run_again(bench: Bench) -> None:
     await bench.world.restart()
     await bench.world.advance(61)
     assert bench.runs == [(60_000, 0, "kept")]
+    assert await bench.stored() == []
+
+
+async def test_handlers_that_hang_do_not_keep_the_alarms_of_others_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objects.alarms.CONCURRENT_ALARMS", 2)
+    go = asyncio.Event()
+
+    async def handler(obj: Clocked, info: AlarmInfo) -> None:
+        if info.name.startswith("hangs"):
+            await go.wait()
+
+    bench.handler = handler
+    for n in range(5):
+        await bench.stub.set(1_000 + n, f"hangs{n}")
+    await bench.namespace.get_by_name("bob").set(2_000, "quick")
+    await bench.world.advance(9)
+    assert [name for _, _, name in bench.runs] == ["hangs0", "hangs1"]
+    await bench.world.advance(25)
+    assert [name for _, _, name in bench.runs] == ["hangs0", "hangs1", "hangs2", "hangs3", "hangs4", "quick"]
+    go.set()
+    await bench.world.advance(1)
     assert await bench.stored() == []
