@@ -50,16 +50,3 @@ def file_system(path: Path) -> str:
         (mount for mount in mounts if path.resolve().is_relative_to(mount[1])), key=lambda mount: len(mount[1])
     )
     return f"{kind} on {device}"
-
-
-def process_cpu_ns(pid: int) -> int:
-    """CPU time of all threads of a process so far, in ns (scheduler's own account, soft interrupts in it included)."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-    return total
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

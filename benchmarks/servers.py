@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 import httpx
 
-from benchmarks.machine import ROOT, process_cpu_ns, resident_bytes
+from benchmarks.machine import ROOT
 from loadtest.media import sdp
 from loadtest.media.dtls import SrtpKeys
 from loadtest.media.janus import JanusRoom
 from loadtest.media.peer import MediaPeer
 from loadtest.peers.hosts import CLIENT_HOST, SERVER_HOST, SERVER_NAMESPACE, server_command
 from loadtest.peers.janus import ROOM, JanusServer
+from loadtest.peers.process import process_cpu_ns, resident_bytes
 from loadtest.peers.torpor import TorporServer
 
 PAYLOAD_TYPE = sdp.CODECS["VP8"].payload_type
