@@ -6,7 +6,7 @@ import secrets
 import string
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from objects.ports import Frame, ReadyState
 from objects.websocket import WebSocket
@@ -22,7 +22,8 @@ def connection_id_of(url: str) -> str:
 
     It is a name, not authentication: any client may ask for any id.
     """
-    given = next((value for key, value in parse_qsl(urlsplit(url).query) if key == "_pk"), "")
+    query = url.partition("?")[2].partition("#")[0]  # `urlsplit` refuses some hosts that a client may claim
+    given = next((value for key, value in parse_qsl(query) if key == "_pk"), "")
     return given or "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 

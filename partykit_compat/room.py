@@ -11,7 +11,8 @@ from objects.storage import Storage
 from partykit_compat.connection import Connection
 
 if TYPE_CHECKING:
-    from partykit_compat.server import PartyNamespace, Server
+    from partykit_compat.parties import PartyNamespace
+    from partykit_compat.server import Server
 
 T = TypeVar("T")
 

@@ -22,7 +22,8 @@ from objects.http import HttpRequest, HttpResponse
 from objects.namespace import ObjectNamespace
 from partykit_compat.crons import Cron, CronContext, CronKeeper, next_run_ms
 from partykit_compat.names import MAX_ROOM_BYTES, RoomAddress, is_party_name, parse_path
-from partykit_compat.server import Close, Lobby, PartyContext, PartyNamespace, Server
+from partykit_compat.parties import Lobby, PartyContext, PartyNamespace
+from partykit_compat.server import Close, Server
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,8 @@ class PartyRoutes:
                 raise ValueError(f"a party is named by lower-case letters, digits, '_' and '-', not {name!r}")
             self._namespaces[name] = host.register(name, cls, context)
             self._parties[name] = PartyNamespace(name, self._namespaces[name])
-        self._crons: ObjectNamespace | None = None
-        if any(cls.crons for cls in self._classes.values()):
-            self._crons = self._host.register(_CRONS, CronKeeper, self._cron_contexts())
+        # Also without crons: alarms of those that were taken out must find somebody who lets them go.
+        self._crons = host.register(_CRONS, CronKeeper, self._cron_contexts())
 
     @property
     def parties(self) -> Mapping[str, PartyNamespace]:
@@ -96,10 +96,9 @@ class PartyRoutes:
 
     async def start(self) -> None:
         """Begin to run crons; after the host was started."""
-        if self._crons is not None:
-            for name, cls in self._classes.items():
-                if cls.crons:
-                    await self._crons.get_by_name(name).schedule()
+        for name, cls in self._classes.items():
+            if cls.crons:
+                await self._crons.get_by_name(name).schedule()
 
     def fetch_or(self, app: ASGIApp) -> ASGIApp:
         """Return what answers where nothing else does: `on_fetch` of the party `main`, or `app` if that passes."""

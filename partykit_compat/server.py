@@ -13,17 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from objects.errors import LimitExceeded, ObjectError
 from objects.http import HttpRequest, HttpResponse
-from objects.namespace import ObjectNamespace, ObjectStub
 from objects.ports import Frame, ReadyState, UpgradeRequest
 from objects.state import AlarmInfo, DurableObject, ObjectState
 from objects.websocket import MAX_REASON_BYTES, WebSocket
 from partykit_compat.connection import Connection, connection_id_of
 from partykit_compat.crons import Cron
+from partykit_compat.parties import Lobby, PartyContext, PartyNamespace
 from partykit_compat.room import Room
 
 logger = logging.getLogger(__name__)
@@ -51,81 +51,6 @@ class Close:
             raise ValueError(f"a connection is refused with a code from 3000 to 4999, not {self.code}")
         if len(self.reason.encode()) > MAX_REASON_BYTES:
             raise ValueError(f"a close reason has at most {MAX_REASON_BYTES} bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class Lobby:
-    """Where a request is going, for the hooks that run without a room."""
-
-    party: str
-    name: str | None
-    """The room, as the path has it; None for `on_fetch` and `on_cron`."""
-    parties: Mapping[str, PartyNamespace]
-    env: Any = None
-
-
-class PartyNamespace:
-    """The rooms of one party, for other rooms and for hooks."""
-
-    def __init__(self, party: str, namespace: ObjectNamespace) -> None:
-        self._party = party
-        self._namespace = namespace
-
-    def get(self, room: str) -> PartyStub:
-        """Return a stub of a room; it wakes with the first call."""
-        return PartyStub(self._party, room, self._namespace.get_by_name(room))
-
-
-class PartyStub:
-    """Another room. Requests go to its `on_request` directly: the hooks before the room are not run."""
-
-    def __init__(self, party: str, room: str, stub: ObjectStub) -> None:
-        self.party = party
-        self.room = room
-        self.stub = stub
-        """The object, for calls of its public methods."""
-
-    async def fetch(
-        self,
-        path: str = "",
-        *,
-        method: str = "GET",
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes = b"",
-    ) -> HttpResponse:
-        """Send an HTTP request to the room.
-
-        Raises:
-            ValueError: a path that does not start with `/`.
-            ObjectError: the room was overloaded or reset.
-        """
-        if path and not path.startswith("/"):
-            raise ValueError("Path must start with /")
-        url = f"http://room.internal/parties/{self.party}/{self.room}{path}"
-        return await self.stub.fetch(HttpRequest(url, method, tuple(headers), body))
-
-
-async def get_server_by_name(party: PartyNamespace, name: str, *, props: Any = None) -> PartyStub:
-    """Return a stub of a room that has started: its `on_start` has ended.
-
-    Args:
-        props: for the room, as `self.props`, if this starts it; copied like the arguments of any call.
-
-    Raises:
-        Exception: what `on_start` raised, by type.
-        ObjectError: the room was overloaded or reset.
-    """
-    stub = party.get(name)
-    await stub.stub.begin(props)
-    return stub
-
-
-@dataclass(frozen=True, slots=True)
-class PartyContext:
-    """What `PartyRoutes` gives to the constructor of every room."""
-
-    env: Any = None
-    parties: dict[str, PartyNamespace] = field(default_factory=dict)
 
 
 class Server(DurableObject):
@@ -176,7 +101,11 @@ class Server(DurableObject):
         return HttpResponse.of("Not implemented", 404)
 
     async def on_alarm(self) -> None:
-        """The alarm that `ctx.storage.set_alarm` set is due."""
+        """The alarm that `ctx.storage.set_alarm` set is due. If this raises it is tried again, six times at most."""
+
+    async def on_named_alarm(self, info: AlarmInfo) -> None:
+        """An alarm that was set with a name is due; runs `on_alarm` if not overridden."""
+        await self.on_alarm()
 
     async def on_exception(self, error: Exception) -> None:
         """A hook has raised, which has been logged; what it does to the client does not change."""
@@ -318,15 +247,9 @@ class Server(DurableObject):
             return HttpResponse.of("The room failed to answer.", status)
 
     async def alarm(self, info: AlarmInfo) -> None:
-        """Run `on_alarm`."""
+        """Run `on_alarm`, or `on_named_alarm`."""
         await self._ensure_started()
-        await self._reported(self.on_alarm())
-
-    async def begin(self, props: Any) -> None:
-        """Start, with `props` if this is the start; see `get_server_by_name`."""
-        if not self._started:
-            self.props = props
-        await self._ensure_started()
+        await self._reported(self.on_named_alarm(info) if info.name else self.on_alarm())
 
     async def _reported(self, hook: Coroutine[Any, Any, None]) -> None:
         """Run a hook whose exception the host logs; `on_exception` hears of it first."""
@@ -347,17 +270,18 @@ class Server(DurableObject):
             except Exception:
                 logger.exception("%s: on_exception raised", self.ctx.id.key)
 
-    async def _ensure_started(self) -> None:
+    async def _ensure_started(self, props: Any = None) -> None:
         """Run `on_start` once, with everything else waiting; its failure is this event's, the next one tries again."""
         if self._started:
             return
-        failure = await self.ctx.block_concurrency_while(self._start)
+        failure = await self.ctx.block_concurrency_while(lambda: self._start(props))
         if failure is not None:
             raise failure
 
-    async def _start(self) -> Exception | None:
+    async def _start(self, props: Any) -> Exception | None:
         if self._started:
             return None
+        self.props = props
         try:
             await self.on_start()
         except Exception as error:  # raised by the caller: here it would reset the object and cut its connections
@@ -375,7 +299,9 @@ class Server(DurableObject):
             self.ctx.wait_until(self._present.wait())
 
     def _let_sleep(self, leaving: WebSocket) -> None:
-        if self._present is not None and all(ws is leaving for ws in self.ctx.get_web_sockets()):
+        if self._present is None or self.ctx.web_socket_count() > 1:
+            return
+        if all(ws is leaving for ws in self.ctx.get_web_sockets()):
             self._present.set()
             self._present = None
 

@@ -4,7 +4,7 @@
     new WebSocket("ws://127.0.0.1:8787/parties/main/round-one")
     new WebSocket("ws://127.0.0.1:8787/parties/lobby/all")
 
-Calls between rooms are calls of methods: `stub.seat(...)` runs `Lobby.seat`. What it wrote is on disk when it returns.
+Calls between rooms are calls of methods: `seat(...)` of a stub runs `Lobby.seat`. What it wrote is then on disk.
 """
 
 import json
@@ -24,7 +24,7 @@ class Table(Server):
         await self.tell_lobby()
 
     async def tell_lobby(self) -> None:
-        await self.parties["lobby"].get(EVERYBODY).stub.seat(self.name, len(list(self.get_connections())))
+        await self.parties["lobby"].get(EVERYBODY).seat(self.name, len(list(self.get_connections())))
 
 
 class Lobby(Server):

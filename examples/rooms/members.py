@@ -9,7 +9,6 @@ connection's id, whatever the client asked for with `_pk`, so the room may belie
 
 import hashlib
 import hmac
-import os
 import time
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -38,7 +37,7 @@ class Members(Server):
     async def on_before_connect(request: HttpRequest, lobby: Lobby) -> HttpRequest | HttpResponse | None:
         parts = urlsplit(request.url)
         token = parse_qs(parts.query).get("token", [""])[0]
-        name = member(token, lobby.name, os.environ["MEMBERS_SECRET"])
+        name = member(token, lobby.name, lobby.env["MEMBERS_SECRET"])
         if name is None:
             return HttpResponse.of("a token for this room is needed", 401)
         url = urlunsplit(parts._replace(query=urlencode({"_pk": name})))  # the room never sees the token

@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from objects.http import HttpRequest, HttpResponse
 from objects.ports import Frame, UpgradeRequest
+from objects.state import AlarmInfo
 from partykit_compat import (
     Close,
     Connection,
@@ -167,11 +168,49 @@ class TestByName:
             party = rooms._routes.parties["main"]
             stub = await get_server_by_name(party, "r", props={"level": 3})
             assert rooms.is_awake("r")
-            assert await stub.stub.props_seen() == {"level": 3}
+            assert await stub.props_seen() == {"level": 3}
             await get_server_by_name(party, "r", props="late")  # it has started: too late for these
-            assert await stub.stub.props_seen() == {"level": 3}
+            assert await stub.props_seen() == {"level": 3}
             with pytest.raises(ValueError, match="bad props"):
                 await get_server_by_name(party, "other", props="bad")
+
+    async def test_a_room_called_by_a_method_has_started_and_calls_keep_their_order(self) -> None:
+        class Counts(Server):
+            def __init__(self, ctx: Any, env: Any) -> None:
+                super().__init__(ctx, env)
+                self.seen: list[int] | None = None
+
+            async def on_start(self) -> None:
+                await asyncio.sleep(0.02)
+                self.seen = []
+
+            async def begin(self, number: int) -> list[int]:  # any name that is not a hook's is the user's
+                assert self.seen is not None
+                self.seen.append(number)
+                return self.seen
+
+        async with serve_rooms(Counts) as rooms:
+            room = rooms._routes.parties["main"].get("r")
+            assert (room.party, room.name) == ("main", "r")
+            calls = [room.begin(number) for number in range(5)]
+            assert [len(await call) for call in calls] == [1, 2, 3, 4, 5]
+            assert await room.begin(5) == [0, 1, 2, 3, 4, 5]
+
+    async def test_a_stub_can_be_sent_to_another_room(self) -> None:
+        class Asks(Server):
+            async def on_start(self) -> None:
+                self.started = True
+
+            async def ask(self, other: Any) -> str:
+                return str(await other.answer())
+
+            async def answer(self) -> str:
+                assert self.started
+                return f"I am {self.name}"
+
+        async with serve_rooms(Asks) as rooms:
+            party = rooms._routes.parties["main"]
+            assert await party.get("a").ask(party.get("b")) == "I am b"
 
     async def test_room_is_the_same_as_in_partykit(self) -> None:
         class Ported(Server):
@@ -310,6 +349,25 @@ class TestAlarms:
             await rooms.advance(60)
         assert [round(later - runs[0]) for later in runs] == pytest.approx([0, 2, 6, 15], abs=2)
 
+    async def test_alarms_with_a_name_have_a_hook_of_their_own(self) -> None:
+        class Two(Server):
+            async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+                now = self.env()
+                await self.ctx.storage.set_alarm(now + 1000)
+                await self.ctx.storage.set_alarm(now + 2000, "tea")
+
+            async def on_alarm(self) -> None:
+                self.broadcast("alarm")
+
+            async def on_named_alarm(self, info: AlarmInfo) -> None:
+                self.broadcast(f"alarm {info.name}")
+
+        at_ms = 1_800_000_000_000
+        async with serve_rooms(Two, env=lambda: at_ms, at_ms=at_ms) as rooms:
+            client = await rooms.connect("r")
+            await rooms.advance(3)
+            assert [await client.recv(), await client.recv()] == ["alarm", "alarm tea"]
+
 
 class Scheduled(Server):
     crons = {"minutely": "* * * * *", "quick": "*/10 * * * * *"}  # noqa: RUF012
@@ -358,6 +416,14 @@ class TestCrons:
         async with serve_rooms(Fewer, folder=tmp_path) as rooms:
             await rooms.advance(60)
         assert {cron.name for cron in Scheduled.runs} == {"minutely"}
+
+    async def test_the_alarms_of_a_server_without_crons_are_let_go(self, tmp_path: Any) -> None:
+        async with serve_rooms(Scheduled, folder=tmp_path) as rooms:
+            await rooms.settle()
+        async with serve_rooms(Bare, folder=tmp_path) as rooms:
+            ran = [await rooms.run_alarm() for _ in range(len(Scheduled.crons) + 1)]
+            assert ran == [True, True, False]
+        assert Scheduled.runs == []
 
     @pytest.mark.parametrize("expression", ["", "* * *", "61 * * * *", "0 0 30 2 *"])
     async def test_an_expression_that_is_none_is_refused_at_once(self, expression: str) -> None:

@@ -15,6 +15,8 @@ from partykit_compat.server import check_tags
         ("ws://h/parties/main/r?x=1&_pk=a%20b", "a b"),
         ("ws://h/parties/main/r?_pk=&x=1", None),
         ("ws://h/parties/main/r", None),
+        ("ws://[/parties/main/r?_pk=one", "one"),
+        ("ws://h/parties/main/r?x=1#?_pk=two", None),
     ],
 )
 def test_the_first_pk_names_the_connection(url: str, expected: str | None) -> None:
