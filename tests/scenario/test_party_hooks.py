@@ -69,6 +69,20 @@ class TestRequests:
             to_room.put_nowait({"type": "http.request", "body": b"", "more_body": False})
             await asking
 
+    async def test_a_body_may_be_read_after_the_answer_has_begun(self) -> None:
+        class ReadsLate(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                async def pieces() -> AsyncIterator[bytes]:
+                    yield b"begun "
+                    await asyncio.sleep(0.05)  # meanwhile the whole request arrives
+                    yield await request.read()
+
+                return HttpResponse(pieces())
+
+        async with serve_rooms(ReadsLate) as rooms, asyncio.timeout(5):
+            response = await rooms.fetch("r", method="POST", body=b"read")
+            assert await response.read() == b"begun read"
+
     async def test_a_client_that_leaves_mid_body_is_no_error(self, caplog: pytest.LogCaptureFixture) -> None:
         class Reads(Server):
             async def on_request(self, request: HttpRequest) -> HttpResponse:

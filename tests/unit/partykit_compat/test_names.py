@@ -20,7 +20,7 @@ from partykit_compat.names import RoomAddress, parse_path, party_name
         ("chat_", "chat"),
     ],
 )
-def test_a_class_name_in_its_url_form(name: str, party: str) -> None:
+def test_08_a_class_name_in_its_url_form(name: str, party: str) -> None:
     assert party_name(name) == party
 
 
