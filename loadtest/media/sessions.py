@@ -217,8 +217,10 @@ async def publish(
     Raises:
         MediaFailed: refused, or not connected in time.
     """
-    begun = time.monotonic()
     streams = await asyncio.to_thread(_streams, source)
+    for stream in streams:
+        client.clip(stream.clip)
+    begun = time.monotonic()  # media that is made for the first time is no part of a join
     sendings = list({stream.sending.mid: stream.sending for stream in streams}.values())
     peer = client.new_peer()
     try:
