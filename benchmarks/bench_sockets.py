@@ -11,8 +11,8 @@ over the bare loop's.
 - *echo, sparse*: 50 connections in 25 rooms, one message under way each; *dense*: sixteen in one segment.
 - *auto-response*: as sparse; `ping` is answered `pong` without the room (on workerd and Torpor only).
 - *broadcast*: one room, per receiver, the next message when all have the last one.
-- *idle*: rooms of 100; resident memory with all connected less that before, after a warm-up of 200; after 12 s, when
-  rooms hibernate. Kernel memory is not in it.
+- *idle*: resident memory with all connected less that before, after a warm-up of 200; 12 s later, when rooms hibernate.
+  Rooms of 1,000, and of 100, where more of it is the rooms'. Kernel memory is not in it.
 - *wake*: one connection each in 1,000 rooms that have been idle for 12 s; a message to one after the other, time to its
   echo; *awake* is the same once more.
 - *durable writes*: acknowledged when on disk. One room with 16 connections, then 1,000 rooms with one each, every
@@ -37,6 +37,7 @@ from typing import Any
 from benchmarks import machine, socket_clients
 from benchmarks.bench_forward import table
 from benchmarks.socket_servers import PAYLOAD, make
+from loadtest.peers import packages
 
 SERVERS = ("epoll", "torpor", "workerd", "picows", "uvicorn", "websockets")
 ROOM_SERVERS = ("torpor", "workerd")
@@ -77,6 +78,12 @@ class Bench:
         self.figures: Figures = {}
         self.notes: dict[str, str] = {}
         self.versions: dict[str, str] = {}
+        if "workerd" in self.servers:
+            try:
+                packages.install()
+            except packages.PeerUnavailable as missing:
+                self.servers.remove("workerd")
+                self.notes["workerd"] = f"workerd is not among them: {missing}."
 
     def note(self, server: Any, measure: str, value: float) -> None:
         """Keep a value."""
@@ -128,10 +135,11 @@ class Bench:
         """What a connection costs that does nothing."""
         count = 2_000 if self.options.quick else self.options.idle
         for name in self.servers:
-            with running(name) as server:
-                each, cpu = socket_clients.idle(server, count, 100, REST if name in ROOM_SERVERS else 2.0, 5.0)
-                self.note(server, f"bytes each of {count}", each)
-                self.note(server, "CPU ms per s", cpu)
+            for room in (1_000, 100) if name in ROOM_SERVERS else (1_000,):
+                with running(name) as server:
+                    each, cpu = socket_clients.idle(server, count, room, REST if name in ROOM_SERVERS else 2.0, 5.0)
+                    self.note(server, f"bytes each of {count} in rooms of {room}", each)
+                    self.note(server, f"CPU ms per s, rooms of {room}", cpu)
             self.save()
 
     def waking(self) -> None:
@@ -176,6 +184,7 @@ class Bench:
         command = " ".join(["python -m benchmarks.bench_sockets", *sys.argv[1:]])
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         parts = [__doc__ or "", f"Versions: {versions}." if versions else ""]
+        parts.append(self.notes.get("workerd", ""))
         parts.append(f"CPU in µs per message, median (range) of {self.options.rounds} turns.")
         measures = ["echo, sparse", "echo, dense", "auto-response", *(f"broadcast to {count}" for count in RECEIVERS)]
         parts.append(self._table(measures, ratio=True))

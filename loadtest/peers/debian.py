@@ -6,7 +6,14 @@ import os
 import shutil
 import subprocess
 
-PACKAGES = {"janus": "janus", "turnserver": "coturn", "ip": "iproute2", "chromium": "chromium"}
+PACKAGES = {
+    "chromium": "chromium",
+    "ip": "iproute2",
+    "janus": "janus",
+    "node": "nodejs",
+    "npm": "npm",
+    "turnserver": "coturn",
+}
 """Program to the package it is in."""
 
 

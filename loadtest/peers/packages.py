@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
+
+from loadtest.peers.debian import NotInstalled, ensure_installed
 
 NPM = Path(__file__).parent / "npm"
 INSTALL_TIMEOUT = 600.0
@@ -31,8 +32,10 @@ def install() -> Path:
     Raises:
         PeerUnavailable: no node or npm, a machine that workerd is not built for, or npm failed.
     """
-    if missing := [program for program in ("node", "npm") if shutil.which(program) is None]:
-        raise PeerUnavailable(f"{' and '.join(missing)} not found: apt-get install nodejs npm")
+    try:
+        ensure_installed("node", "npm")
+    except NotInstalled as error:
+        raise PeerUnavailable(str(error)) from error
     wanted = hashlib.sha256((NPM / "package-lock.json").read_bytes()).hexdigest()
     with (NPM / "package.json").open() as lock:  # two runs may start at once
         fcntl.flock(lock, fcntl.LOCK_EX)
