@@ -90,3 +90,23 @@ async def test_wrong_credentials_get_no_allocation(credentials: tuple[str, str],
         status, _ = await uclient(service.port, "-u", credentials[0], "-w", credentials[1], "-y", "-c")
         assert status != 0
         assert service.live_counts()["turn_allocations"] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("turnutils_stunclient",), ("turnutils_natdiscovery", "-m")],
+    ids=["stunclient", "natdiscovery"],
+)
+async def test_s13_the_reflexive_address_is_found(command: tuple[str, ...]) -> None:
+    """One address is all we have: RFC 5780's other address, which finds the kind of NAT, is not offered."""
+    async with serving() as service:
+        process = await asyncio.create_subprocess_exec(
+            *command, "-p", str(service.port), "127.0.0.1",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), 20)
+        except TimeoutError:
+            process.kill()
+            output, _ = await process.communicate()
+        assert re.search(r"reflexive addr: 127\.0\.0\.1:\d+", output.decode()), output

@@ -7,7 +7,8 @@ import datetime
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -56,7 +57,11 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path | None = None, *, exchange: End | None = None, **changes: Any
+    tmp_path: Path | None = None,
+    *,
+    exchange: End | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
 ) -> AsyncIterator[TurnService]:
     """A started service; with `tmp_path` also over TLS. Everything must be gone afterwards."""
     settings: dict[str, Any] = {
@@ -72,7 +77,7 @@ async def serving(
     }
     if tmp_path is not None:
         settings["tls_certificate"], settings["tls_key"] = make_certificate(tmp_path)
-    service = TurnService(TurnSettings(**(settings | changes)), exchange=exchange)
+    service = TurnService(TurnSettings(**(settings | changes)), exchange=exchange, clock=clock)
     await service.start()
     try:
         yield service
