@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYX    := $(wildcard */_*/*.pyx) $(wildcard */_*/*.pxd)
 
-.PHONY: run test check bench docs build clean lint
+.PHONY: run test check bench docs build clean lint sanitize
 
 run: build ## Build, then serve everything on embedded defaults at http://127.0.0.1:8787
 	@exec $(BIN)/torpor serve
@@ -46,6 +46,9 @@ test: lint ## Everything
 
 bench: $(VENV)/.test ## Speed, as ratios against a ceiling and a peer in the same run
 	@$(BIN)/python -m benchmarks
+
+sanitize: $(VENV)/.test ## The native code under address and undefined-behaviour sanitizers (some minutes)
+	@tests/support/sanitize.sh tests/unit/hibernation tests/unit/turn/test_relay.py tests/unit/sfu/test_plane_*.py
 
 docs: $(VENV)/.built ## The OpenAPI document, from the code
 	@$(BIN)/torpor openapi > docs/openapi.json

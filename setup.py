@@ -1,6 +1,7 @@
 """Build the Cython extensions: every `.pyx` in a folder whose name starts with an underscore.
 
-`TORPOR_EXTENSIONS=sfu/_dataplane` builds only what lies below that folder, for working on one of them.
+`TORPOR_EXTENSIONS=sfu/_dataplane` builds only what lies below that folder, for working on one of them;
+`TORPOR_SANITIZE=1` builds with sanitizers, see `make sanitize`.
 """
 
 import os
@@ -9,6 +10,10 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+sanitize = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if "TORPOR_SANITIZE" in os.environ else []
+)
+optimize = ["-O1", "-fno-omit-frame-pointer", *sanitize] if sanitize else ["-O3"]
 only = os.environ.get("TORPOR_EXTENSIONS", "")
 sources = sorted(
     str(path)
@@ -20,8 +25,9 @@ extensions = [
     Extension(
         name=source.removesuffix(".pyx").replace("/", "."),
         sources=[source],
-        extra_compile_args=["-O3", "-g", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"],
+        extra_compile_args=[*optimize, "-g", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"],
         define_macros=[("CYTHON_TRACE_NOGIL", "0")],
+        extra_link_args=sanitize,
         libraries=["pthread"],
     )
     for source in sources

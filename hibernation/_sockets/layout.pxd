@@ -120,7 +120,7 @@ cdef inline Rule *match_rule(Group *group, const uint8_t *labels, uint8_t opcode
         rule = &group.rules[i]
         if rule.opcode != opcode or size < rule.size or (size > rule.size and not rule.prefix):
             continue
-        if memcmp(rule.request, data, rule.size) != 0:
+        if rule.size and memcmp(rule.request, data, rule.size) != 0:
             continue
         if rule.tag == NULL or has_tag(labels, rule.tag + 4, blob_size(rule.tag)):
             return rule

@@ -439,6 +439,8 @@ cdef class SocketTable(Outgoing):
 
     cdef bint _append(self, Row *row, uint32_t index, const uint8_t *data, uint64_t size) except -1:
         cdef Partial *partial = row.partial
+        if size == 0:  # an empty first piece: there is no buffer yet, and none is needed
+            return True
         if not self._reserve(row, partial.size + size):
             self._fail(row, index, 1013, "out of receive buffers")
             return False

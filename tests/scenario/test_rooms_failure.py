@@ -4,6 +4,7 @@ results, and another room of the same server goes on answering."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -79,6 +80,10 @@ class Room(Server):
             connection.send("never")
             for n in range(8):
                 self.ctx.storage.kv.put(f"fill{n}", b"x" * 500_000)
+        if message == "flood":
+            for _ in range(400):
+                connection.send("x" * 50_000)
+            return
         if message == "report":
             states = [one.state["n"] for one in self.get_connections()]
             connection.send(json.dumps([await self.ctx.storage.get("connected"), states]))
@@ -287,6 +292,26 @@ async def test_a_flood_of_handshakes_from_one_address_is_429_and_open_connection
         admitted = answers.count(b"HTTP/1.1 101")
         assert admitted <= 1000 + 100 * (time.monotonic() - began)
         assert answers.count(b"HTTP/1.1 429") == 2500 - admitted > 0
+
+
+async def test_settings_for_compression_silence_and_slow_clients(tmp_path: Path) -> None:
+    flags = ("--rooms-compression", "true", "--rooms-silence-timeout", "3", "--rooms-slow-clients", "drop-newest")
+    async with serving(tmp_path, *flags) as running:
+        async with running.connect("deflated") as client:
+            assert client.protocol.extensions
+            assert await running.ask(client, "long " * 10_000) == "1 " + "long " * 10_000
+            assert await code_of(client) == 1001
+        async with running.connect("slow", compression=None, max_queue=None) as slow:
+            assert await running.ask(slow, "x") == "1 x"
+            await slow.send("flood")  # more than the socket takes, and the handler does not wait
+            received = 0
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    async with asyncio.timeout(0.5):
+                        received += len(await slow.recv()) == 50_000
+            assert await running.ask(slow, "end") == "3 end"  # connected, and served again
+            dropped = await running.figure("torpor_rooms_socket_dropped_frames_total")
+            assert dropped == 400 - received > 0
 
 
 async def test_a_room_with_1000_clients_hibernates_answers_them_and_wakes_in_order(tmp_path: Path) -> None:
