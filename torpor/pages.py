@@ -48,12 +48,13 @@ HEADERS: Mapping[str, str] = {
 
 def page_routes() -> list[BaseRoute]:
     """`/` and every file beside it."""
-    return [Route("/", _serve, methods=["GET"]), Route("/{name}", _serve, methods=["GET"])]
+    names = sorted(file.name for file in files("torpor.web").iterdir() if FILE_NAME.match(file.name))
+    return [Route(path, _serve, methods=["GET"]) for path in ("/", *(f"/{name}" for name in names))]
 
 
 async def _serve(request: Request) -> Response:
     """The file, or 304 when the browser has it."""
-    name = request.path_params.get("name", "index.html")
+    name = request.scope["path"].removeprefix("/") or "index.html"
     if not (match := FILE_NAME.match(name)) or not (source := files("torpor.web") / name).is_file():
         raise HTTPException(404)
     content = source.read_bytes()

@@ -53,6 +53,29 @@ class Counter(Server):
         return HttpResponse.of([await self.ctx.storage.get("n"), await self.ctx.storage.get("closed")])
 """
 
+SITE = """\
+from urllib.parse import urlsplit
+from objects.http import HttpResponse
+from partykit_compat import Server
+
+class Site(Server):
+    crons = {"tick": "* * * * * *"}
+
+    @staticmethod
+    async def on_fetch(request, lobby):
+        url = urlsplit(request.url)
+        if url.path == "/hello":
+            return HttpResponse.of(f"{request.method} {url.path}?{url.query}")
+
+    @staticmethod
+    async def on_cron(cron, lobby):
+        await lobby.parties["main"].get("r").fetch("/")
+
+    async def on_request(self, request):
+        self.broadcast("tick")
+        return HttpResponse.of("ok")
+"""
+
 
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
@@ -121,6 +144,36 @@ class TestRooms:
         async with httpx.AsyncClient(base_url=server.url) as http:
             assert (await http.put("/party/r", content=bytes(2**20))).json() == 2**20
             assert (await http.put("/party/r", content=bytes(2**21 + 1))).status_code == 413
+
+    async def test_a_client_that_does_too_much_is_refused_and_counted(self, app: Path) -> None:
+        limits = ("--rooms-connections-per-address", "1", "--rooms-messages-per-second", "3")
+        async with running_server(*limits, *flags(app)) as server, httpx.AsyncClient(base_url=server.url) as http:
+            async with client(server) as first:
+                await first.recv()
+                with pytest.raises(InvalidStatus) as refused:
+                    async with client(server):
+                        pass
+                assert refused.value.response.status_code == 429
+                for _ in range(4):
+                    await first.send("count")
+                async with asyncio.timeout(20):
+                    await first.wait_closed()
+                assert (first.close_code, first.close_reason) == (1008, "too many messages")
+            figures = (await http.get("/metrics")).text
+            assert 'torpor_rooms_socket_ends_total{reason="flooded"} 1' in figures
+
+    async def test_what_nothing_else_answers_goes_to_on_fetch_and_crons_run(self, tmp_path: Path) -> None:
+        site = tmp_path / "site_app.py"
+        site.write_text(SITE)
+        async with running_server(*flags(site)) as server, httpx.AsyncClient(base_url=server.url) as http:
+            assert (await http.get("/hello?x=1")).text == "GET /hello?x=1"
+            assert (await http.post("/hello", content=b"x" * (11 * 2**20))).status_code == 413
+            assert (await http.get("/nowhere")).status_code == 404
+            assert (await http.get("/healthz")).json()["status"] == "ok"
+            async with client(server) as watcher, asyncio.timeout(20):
+                assert await watcher.recv() == "tick"
+            listed = (await http.get("/v1/rooms", headers=ADMIN)).json()["rooms"]
+            assert {room["party"] for room in listed} == {"main"}
 
     async def test_tls(self, app: Path, tmp_path: Path) -> None:
         certificate, key = make_certificate(tmp_path)
