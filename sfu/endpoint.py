@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from sfu.events import Event
+from sfu.events import Dated
 
 if TYPE_CHECKING:
     from sfu._dataplane.plane import Plane, Upcall
@@ -56,11 +56,11 @@ class EventStream:
     def __init__(self, listeners: set[EventStream], queue_max: int) -> None:
         self.lost = 0
         self._listeners = listeners
-        self._queue: deque[Event] = deque(maxlen=queue_max)
+        self._queue: deque[Dated] = deque(maxlen=queue_max)
         self._ready = asyncio.Event()
         self._closed = False
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Dated) -> None:
         """Called by the service."""
         self.lost += len(self._queue) == self._queue.maxlen
         self._queue.append(event)
@@ -84,7 +84,7 @@ class EventStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Dated:
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration

@@ -7,9 +7,19 @@ applications; nothing inside `sfu` reacts to them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from sfu.messages import Kind, SessionId
+
+
+class Dated(Protocol):
+    """What an app's listeners can be told: a frozen dataclass that says when it happened."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # how typing knows a dataclass
+
+    @property
+    def at(self) -> float:
+        """The service's monotonic clock, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from sfu.deadlines import Deadlines
 from sfu.dtls import DtlsContext
 from sfu.endpoint import Endpoint, EventStream
 from sfu.errors import InvalidParams, InvalidSessionDescription, LimitExceeded, SessionGone, UsageError
-from sfu.events import Event, TrackResumed, TrackStalled, TrackStarted
+from sfu.events import Dated, TrackResumed, TrackStalled, TrackStarted
 from sfu.ice import Check, CheckGate, IceLiteAgent, Path
 from sfu.messages import (
     Location,
@@ -403,7 +403,7 @@ class Sfu:
         for datagram, path in session.datagrams_to_send():
             plane.send_datagram(datagram, path)
         for event in session.events_received():
-            self._tell(session.app_id, event)
+            self.tell(session.app_id, event)
         self._notify(session.id)
         if session.closed_because is not None:
             self._forget(entry)
@@ -432,7 +432,8 @@ class Sfu:
             if isinstance(key, tuple) and key[1] == session.id:
                 self._notify(key)
 
-    def _tell(self, app_id: str, event: Event) -> None:
+    def tell(self, app_id: str, event: Dated) -> None:
+        """Tell the app's listeners of something, maybe of another part of this server."""
         for listener in self._listeners.get(app_id, ()):
             listener.put(event)
 
@@ -498,14 +499,14 @@ class Sfu:
         match upcall:
             case (dataplane.STREAM_STARTED, *_) if not track.started:
                 track.started = True
-                self._tell(track.app_id, TrackStarted(track.session_id, track.name, now))
+                self.tell(track.app_id, TrackStarted(track.session_id, track.name, now))
                 self._notify(track.key)
             case (dataplane.TRACK_STALLED, _):
                 track.stalled_at = now - self.settings.stall_after_s
-                self._tell(track.app_id, TrackStalled(track.session_id, track.name, now))
+                self.tell(track.app_id, TrackStalled(track.session_id, track.name, now))
             case (dataplane.TRACK_RESUMED, _):
                 track.stalled_at = None
-                self._tell(track.app_id, TrackResumed(track.session_id, track.name, now))
+                self.tell(track.app_id, TrackResumed(track.session_id, track.name, now))
         entry = self._entries.get(track.session_id)
         if entry is not None:
             self._follow(entry, now)

@@ -127,7 +127,9 @@ def add_media_routes(app: FastAPI, settings: Settings, sfu: Sfu, turn: TurnServi
         app.include_router(api_router(api, bearer, base=base))
     app.include_router(events_router(sfu, settings.events, figures, bearer))
     if settings.gateway_enabled:
-        app.include_router(gateway_router(api, gateway_policy(settings), lambda: ice_servers(turn)))
+        app.include_router(
+            gateway_router(api, gateway_policy(settings), lambda: ice_servers(turn, settings.gateway_app_id))
+        )
 
 
 def gateway_policy(settings: Settings) -> GatewayPolicy:

@@ -1,4 +1,4 @@
-"""What happens to an app's sessions and tracks, as server-sent events: `GET /v1/apps/{appId}/events`, an extension.
+"""What happens to an app's sessions, tracks and relays, as server-sent events: `GET /v1/apps/{appId}/events`.
 
     id: 1                                            counts from 1 for each listener; nothing is replayed
     event: trackPublished                            the event's name
@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sfu.errors import LimitExceeded
-from sfu.events import Event
+from sfu.events import Dated
 from sfu.routes import VERSIONED, Caller, error_responses
 from sfu.service import EventStream, Sfu
 from torpor.config import EventSettings
@@ -73,7 +73,7 @@ def events_router(sfu: Sfu, settings: EventSettings, figures: Figures, caller: C
     return router
 
 
-def serialize(event: Event, number: int, *, wall_offset: float) -> bytes:
+def serialize(event: Dated, number: int, *, wall_offset: float) -> bytes:
     """One event on the wire.
 
     Args:

@@ -67,7 +67,8 @@ async def start_turn(settings: Settings, sfu: Sfu | None, exchange: End | None =
         )
     for attempt in attempts:
         try:
-            turn = TurnService(attempt, exchange=exchange)
+            # A key with the id of an app is the app's: its listeners hear of its relays.
+            turn = TurnService(attempt, exchange=exchange, on_allocation=sfu.tell if sfu else _nobody)
             await turn.start()
         except ConfigurationError as error:
             raise StartRefused(f"turn: {error}") from error
@@ -153,13 +154,17 @@ def media_endpoints(sfu: Sfu | None) -> Iterator[str]:
         yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def ice_servers(turn: TurnService | None) -> list[Mapping[str, Any]]:
-    """The `iceServers` of an RTCPeerConnection: what listens now, with a new credential."""
+def _nobody(key_id: str, event: object) -> None:
+    """Without the media side there are no apps to tell."""
+
+
+def ice_servers(turn: TurnService | None, app_id: str) -> list[Mapping[str, Any]]:
+    """The `iceServers` of an RTCPeerConnection: what listens now, and a new credential, of the app's key if any."""
     if turn is None:
         return []
     return [
         {name: value for name, value in dataclasses.asdict(server).items() if value is not None}
-        for server in turn.ice_servers()
+        for server in turn.ice_servers(key_id=app_id if turn.key_token(app_id) is not None else "")
     ]
 
 

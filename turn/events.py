@@ -43,4 +43,32 @@ class PeerJoined:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class AllocationStarted:
+    """An allocation by a credential of a key, as the key's owner is told. `at` is monotonic, in seconds."""
+
+    username: str
+    custom_identifier: str
+    transport: str
+    """Between client and server: `udp`, `tcp` or `tls`."""
+    client: str
+    """`address:port`."""
+    relayed: tuple[str, ...]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationEnded:
+    """Its end, and the payload that it carried."""
+
+    username: str
+    custom_identifier: str
+    client: str
+    reason: str
+    """A `CloseReason`."""
+    bytes_from_client: int
+    bytes_to_client: int
+    at: float
+
+
 Event = AllocationCreated | AllocationClosed | CredentialWanted | PeerJoined

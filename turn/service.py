@@ -25,7 +25,15 @@ from turn.credentials import (
 )
 from turn.endpoint import TurnEndpoint
 from turn.errors import ConfigurationError, InvalidParams, UsageError
-from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event, PeerJoined
+from turn.events import (
+    AllocationClosed,
+    AllocationCreated,
+    AllocationEnded,
+    AllocationStarted,
+    CredentialWanted,
+    Event,
+    PeerJoined,
+)
 from turn.interfaces import parse_fib_trie, parse_if_inet6
 from turn.lookup import LOOKUP_TIMEOUT, RemoteCredentials
 from turn.peer_endpoint import PeerEndpoint
@@ -97,6 +105,7 @@ class TurnService:
         wall_clock: Callable[[], float] = time.time,
         find_password: Callable[[str], Awaitable[str | None]] | None = None,
         exchange: End | None = None,
+        on_allocation: Callable[[str, AllocationStarted | AllocationEnded], None] = lambda key_id, event: None,
     ) -> None:
         """Check and compile the settings; touches no socket.
 
@@ -108,6 +117,7 @@ class TurnService:
                 client is told to try again (500); what it brings is kept for 30 s (E6).
             exchange: with the plane of a service of this process, for `settings.threads`: relays that may reach one of
                 the addresses that it bound reach it in memory.
+            on_allocation: told of allocations by credentials of a key, with the key's id.
 
         Raises:
             ConfigurationError: naming the setting.
@@ -123,6 +133,7 @@ class TurnService:
         self._remote = RemoteCredentials(settings.realm)
         self._find_password = find_password
         self._exchange = exchange
+        self._on_allocation = on_allocation
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
@@ -399,10 +410,29 @@ class TurnService:
             case CredentialWanted(username):
                 self._look_up(username)
             case AllocationCreated(five_tuple, username, relayed):
-                self._ledger.open(self._party(username))
+                party = self._party(username)
+                self._ledger.open(party)
+                if party.key_id:
+                    transport, client = five_tuple.transport.value, str(five_tuple.client)
+                    started = AllocationStarted(
+                        username, party.identifier, transport, client, tuple(map(str, relayed)), self._clock()
+                    )
+                    self._on_allocation(party.key_id, started)
                 audit.info("allocated user=%s client=%s relay=%s", name, five_tuple, ",".join(map(str, relayed)))
             case AllocationClosed(five_tuple, username, reason, usage):
-                self._ledger.close(self._party(username), usage)
+                party = self._party(username)
+                self._ledger.close(party, usage)
+                if party.key_id:
+                    ended = AllocationEnded(
+                        username,
+                        party.identifier,
+                        str(five_tuple.client),
+                        reason.value,
+                        usage.bytes_from_client,
+                        usage.bytes_to_client,
+                        self._clock(),
+                    )
+                    self._on_allocation(party.key_id, ended)
                 audit.info(
                     "closed user=%s client=%s reason=%s from_client=%d to_client=%d",
                     name, five_tuple, reason.value, usage.bytes_from_client, usage.bytes_to_client,

@@ -60,6 +60,7 @@ class FakeSfu:
         self.error: Exception | None = None
         self.sessions: dict[str, str] = {}
         self.streams: list[FakeStream] = []
+        self.told: list[tuple[str, Any]] = []
         self.result = TracksResult((TrackResult(track_name="camera", mid="0"),), False, ANSWER)
 
     def _called(self, *call: Any) -> None:
@@ -130,6 +131,9 @@ class FakeSfu:
         self._called("subscribe_events", app_id)
         self.streams.append(FakeStream())
         return self.streams[-1]
+
+    def tell(self, app_id: str, event: Any) -> None:
+        self.told.append((app_id, event))
 
     def live_counts(self) -> dict[str, int]:
         return {"sessions": len(self.sessions)}

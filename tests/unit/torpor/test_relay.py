@@ -27,13 +27,15 @@ from torpor.config import (
     Settings,
 )
 from torpor.errors import StartRefused
+from torpor.events import serialize
 from torpor.figures import Figures, turn_families
 from torpor.health import Health
 from torpor.metrics import render
 from torpor.relay import ice_servers, media_endpoints, media_exchange, start_turn, turn_settings
+from turn.events import AllocationEnded, AllocationStarted
 from turn.service import TurnService, TurnStats
 from turn.usage import Party, RelayUsage
-from wire.stun import TransportAddress
+from wire.stun import Attr, Method, TransportAddress
 
 SMALL: dict[str, Any] = {"port": 0, "tls_port": 0, "threads": 1, "allocations_max": 16, "connections_max": 16}
 APPS = {"app": Secret("s" * 64)}
@@ -181,20 +183,20 @@ class TestIceServers:
         certificate, key = make_certificate(tmp_path)
         own = RelaySettings(**SMALL, tls_certificate=certificate, tls_key=key, public_host="localhost")
         async with started(Settings(turn=own)) as turn:
-            stun, relay = ice_servers(turn)
+            stun, relay = ice_servers(turn, "nobody")
             assert stun == {"urls": (f"stun:localhost:{turn.port}",)}
             assert relay["urls"] == (
                 f"turn:localhost:{turn.port}?transport=udp",
                 f"turn:localhost:{turn.port}?transport=tcp",
                 f"turns:localhost:{turn.tls_port}?transport=tcp",
             )
-            assert ice_servers(turn)[1]["username"] != relay["username"]
+            assert ice_servers(turn, "nobody")[1]["username"] != relay["username"]
 
     async def test_only_what_listens_is_listed(self) -> None:
         async with started(Settings(turn=RelaySettings(**SMALL, udp=False))) as turn:
-            (relay,) = ice_servers(turn)
+            (relay,) = ice_servers(turn, "nobody")
             assert relay["urls"] == (f"turn:127.0.0.1:{turn.port}?transport=tcp",)
-        assert ice_servers(None) == []
+        assert ice_servers(None, "nobody") == []
 
 
 class TestRoutes:
@@ -287,6 +289,36 @@ def test_http_on_all_addresses_puts_turn_there_too_and_still_needs_an_app() -> N
     assert settings.refusal() is not None
     assert settings.turn_addresses == ("0.0.0.0",)
     assert not settings.turn_enabled
+
+
+class TestEvents:
+    """A key with the id of an app is the app's: its listeners hear of its relays."""
+
+    async def test_an_apps_listeners_hear_of_its_relays(self) -> None:
+        sfu = FakeSfu()
+        turn = await start_turn(Settings(turn=RelaySettings(**SMALL)), sfu)  # type: ignore[arg-type]
+        entry = ice_servers(turn, DEVELOPMENT_APP_ID)[-1]
+        async with Client.connected(turn, username=entry["username"], password=entry["credential"]) as client:
+            relayed = await client.allocate()
+            await client.request(Method.REFRESH, (Attr.LIFETIME, bytes(4)))
+        await turn.close()
+        (app, started), (_, ended) = sfu.told
+        assert app == DEVELOPMENT_APP_ID
+        assert isinstance(started, AllocationStarted)
+        assert started.relayed == (str(relayed),)
+        assert isinstance(ended, AllocationEnded)
+        assert (ended.reason, ended.username, ended.client) == ("deleted", started.username, started.client)
+        told = serialize(started, 7, wall_offset=0.0)
+        assert told.startswith(b'id: 7\nevent: allocationStarted\ndata: {"username":')
+
+    async def test_nobody_hears_of_relays_without_a_key(self) -> None:
+        sfu = FakeSfu()
+        own = RelaySettings(**SMALL, users={"alice": Secret("wonderland")})
+        turn = await start_turn(Settings(turn=own), sfu)  # type: ignore[arg-type]
+        async with Client.connected(turn) as client:
+            await client.allocate()
+        await turn.close()
+        assert sfu.told == []
 
 
 class TestPeers:
