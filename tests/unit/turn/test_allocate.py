@@ -112,6 +112,7 @@ class TestChecksInOrder:
         assert answer.get(Attr.ADDRESS_ERROR_CODE) == bytes((2, 0, 4, 40))
 
     def test_a14_even_port_is_even_and_its_neighbour_stays_free(self) -> None:
+        """GHSA-847g-qmc6-6m4r leaked a port each time."""
         harness = Harness(ports=(50000, 50003))
         free = len(harness.pools[0])
         for _ in range(1000):

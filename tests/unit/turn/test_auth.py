@@ -291,6 +291,7 @@ class TestNonce:
         assert len(source._keys) == 2
 
     def test_n6_keys_come_from_the_system(self) -> None:
+        """CVE-2025-69217: a weak generator made nonces and ports predictable; for ports see A22."""
         asked: list[int] = []
 
         def token_bytes(size: int) -> bytes:

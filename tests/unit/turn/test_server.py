@@ -115,6 +115,7 @@ class TestWireFormat:
     @given(st.binary(max_size=120))
     @settings(max_examples=60)
     def test_s12_any_bytes_give_at_most_one_answer(self, data: bytes) -> None:
+        """CVE-2026-40613: misaligned reads; here no field is read but byte by byte."""
         Harness().receive(data, udp())
 
     @given(
