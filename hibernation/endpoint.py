@@ -102,6 +102,7 @@ class Upgrade:
         if dispatcher is None:
             raise RuntimeError("the service serves no objects")
         if manager.has_all(self.client):
+            manager.refused["connections_per_address"] += 1
             self._protocol.refuse(429, b"Too many connections\n")
             return
         handle = await self._protocol.park()
@@ -225,6 +226,7 @@ class UpgradeProtocol(asyncio.Protocol):
             address = client_address(self.client[0], forwarded, self.settings.trusted_proxies)
             self.client = address, self.client[1] if address == self.client[0] else 0
             if not self.rate.admit(address, self._loop.time()):
+                self.service.manager.refused["handshakes_per_second"] += 1
                 self._answer(http_answer(429, [("retry-after", "1")], b"Too many handshakes\n"))
                 return
         response = handshake.accept(request)
@@ -274,6 +276,7 @@ class UpgradeProtocol(asyncio.Protocol):
                 descriptor = -1
                 await _Relay.join(self._loop, transport, theirs)
         except (OverflowError, OSError) as error:
+            self.service.manager.refused["connections_max"] += 1
             if descriptor >= 0:
                 os.close(descriptor)
             logger.warning("a connection could not be parked: %s", error)

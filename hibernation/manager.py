@@ -40,6 +40,10 @@ from objects.ports import (
 _READY_STATES = tuple(ReadyState)  # by number; calling the enum takes longer than sending a message
 
 
+REFUSALS = ("handshakes_per_second", "connections_per_address", "connections_per_room", "connections_max")
+"""Limits that an upgrade can meet."""
+
+
 @dataclass(slots=True)
 class ObjectRecord:
     """One object that has connections, or an instance that may get some."""
@@ -93,6 +97,8 @@ class HibernationManager:
         self._standard: dict[ConnectionId, ObjectRecord] = {}
         self._upgrades: dict[ConnectionId, UpgradeRequest] = {}
         self.dropped_replies = 0
+        self.refused = dict.fromkeys(REFUSALS, 0)
+        """Upgrades refused, by the limit that they met."""
         self.on_disconnect: Callable[[ConnectionId], None] = lambda connection_id: None
         """Called for each connection that `disconnect_all` cuts; set by whoever keeps frames of it."""
 
@@ -195,9 +201,11 @@ class HibernationManager:
             raise LimitExceeded("bytes of a tag", MAX_TAG_BYTES, max(map(len, encoded)))
         record = self._record(object_id)
         if self.table.count(record.group) + len(record.standard) >= self._max_connections:
+            self.refused["connections_per_room"] += 1
             self._drop_if_idle(record)
             raise LimitExceeded("connections of an object", self._max_connections)
         if self._addresses.is_full(request.client):  # others of it were accepted since this one began
+            self.refused["connections_per_address"] += 1
             self._drop_if_idle(record)
             raise LimitExceeded("connections of an address", self._addresses.most)
         self._addresses.add(request.client)

@@ -202,6 +202,7 @@ def room_families(stats: RoomStats) -> Iterator[Family]:
         yield counter(f"torpor_rooms_socket_{name}_total", text, stats.sockets[name])
     ends = {name: stats.sockets[name] for name in _ENDS}
     yield counter("torpor_rooms_socket_ends_total", "WebSockets that ended otherwise than by a room.", ends, "reason")
+    yield counter("torpor_rooms_refused_total", "Handshakes refused, by the setting they met.", stats.refused, "limit")
     for prefix, text, label, names in (
         ("events", "Events that rooms handled.", "kind", _ROOM_EVENTS),
         ("faults", "Handlers that raised, rooms reset, events refused as overload.", "kind", _ROOM_FAULTS),

@@ -61,6 +61,8 @@ class RoomStats:
     """Zero each when nobody is there: what is held now, by kind."""
     sockets: Mapping[str, int]
     """Totals of the socket table."""
+    refused: Mapping[str, int]
+    """Upgrades refused, by the limit that they met: a setting's name."""
     parties: Mapping[str, Mapping[str, float]]
     """Totals by party, as `objects.metering.Meter.numbers`."""
 
@@ -182,7 +184,7 @@ class Rooms:
         """Figures, now."""
         totals = self._service.table.counters()
         ends = {"overloaded": self._dispatcher.overloaded, "flooded": self._dispatcher.flooded}
-        return RoomStats(self.live_counts(), totals | ends, self._host.usage())
+        return RoomStats(self.live_counts(), totals | ends, self._manager.refused, self._host.usage())
 
 
 def identity_secret(folder: Path) -> bytes:

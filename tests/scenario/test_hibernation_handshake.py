@@ -274,6 +274,7 @@ class TestBadHandshakes:
                 except InvalidStatus as refused:
                     statuses.append(refused.response.status_code)
             assert statuses == [101, 101, 101, 429, 429]
+            assert room.manager.refused["handshakes_per_second"] == 2
 
     async def test_behind_a_proxy_the_client_counts_not_the_proxy(self) -> None:
         settings = HandshakeSettings(
@@ -299,6 +300,7 @@ class TestBadHandshakes:
                 async with room.connect("/echo"):
                     pass
             assert refused.value.response.status_code == 503
+            assert room.manager.refused["connections_max"] == 1
 
     async def test_frames_sent_before_the_answer_do_no_harm(self) -> None:
         """RFC 6455 §4.1 forbids them; what came in the same segment as the head is dropped, never misread."""

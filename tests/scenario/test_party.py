@@ -486,6 +486,7 @@ class TestConnections:
     async def test_a_full_room_is_503_and_nobody_in_it_notices(self, enter: Callable[..., Any]) -> None:
         async with enter(max_connections=1) as world, world.connect("/party/r?_pk=a") as client:
             assert await status_of(world.connect("/party/r?_pk=b")) == 503
+            assert world.running.manager.refused["connections_per_room"] == 1
             assert (await ask(client, "who"))[4] == ["a"]
 
     async def test_31_a_protocol_error_is_on_error_alone(self, world: World) -> None:
@@ -506,6 +507,7 @@ class TestConnections:
         async with enter(max_per_address=2) as world, world.connect("/party/r?_pk=a") as first:
             async with world.connect("/party/elsewhere?_pk=b"):
                 assert await status_of(world.connect("/party/r?_pk=c")) == 429
+                assert world.running.manager.refused["connections_per_address"] == 1
                 assert (await ask(first, "who"))[4] == ["a"]
             await world.logged(("close", "b", 1000, "", True, False))
             async with world.connect("/party/r?_pk=d") as again:  # one has left: there is place for another

@@ -52,7 +52,7 @@ def test_every_metric_is_there() -> None:
         *Figures(FakeSfu()).collect(),  # type: ignore[arg-type]
         *media_families(SfuStats(counters, {}, (0,), (0,))),
         *turn_families(TurnStats({}, {}, {})),
-        *room_families(RoomStats({}, defaultdict(int), {})),
+        *room_families(RoomStats({}, defaultdict(int), {}, {})),
     ]
     assert [family.name for family in families if f"`{family.name}`" not in PAGE] == []
 
