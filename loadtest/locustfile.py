@@ -168,12 +168,19 @@ class Viewer(MediaSubscriber):
 
     def on_start(self) -> None:
         """Join."""
+        self.verify_every = self.observer.parameter("verify")
         self.until_done(lambda: self.subscribe(self.observer.parameter("publishers")))
 
     @task
     def watch(self) -> None:
         """It receives by itself."""
         self.hold(10)
+
+
+class BrowserViewer(Viewer):
+    """A real browser among the viewers: what it decodes and shows is counted apart."""
+
+    browser = True
 
 
 class Participant(MediaPublisher, MediaSubscriber):

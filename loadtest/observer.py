@@ -54,6 +54,7 @@ JOINING: Final = frozenset(
     {
         "publish.join_seconds",
         "subscribe.join_seconds",
+        "browser.join_seconds",
         "subscribe.video.first_frame",
         "subscribe.audio.first_frame",
         "turn.allocate_seconds",

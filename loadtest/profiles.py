@@ -35,6 +35,7 @@ PARAMETERS: Final = {
     parameter.name: parameter
     for parameter in (
         Parameter("duration", "seconds that are measured, once all users are there", 1),
+        Parameter("quiet", "seconds between the last one's coming and the first that is measured", 0),
         Parameter("spawn_rate", "users that come a second", 0.1),
         Parameter("rooms", "rooms", 1),
         Parameter("members", "connections of each room", 1),
@@ -45,6 +46,8 @@ PARAMETERS: Final = {
         Parameter("publishers", "publishers or speakers", 1),
         Parameter("subscribers", "subscribers or listeners", 0),
         Parameter("height", "of the video: 180, 360 or 720", 180),
+        Parameter("browsers", "real Chromium pages among the subscribers (need playwright)", 0),
+        Parameter("verify", "every so manieth subscriber decodes pictures and compares them; 0: none", 0),
         Parameter("relays", "TURN relays", 1),
         Parameter("pps", "packets a second through each relay", 1),
     )
@@ -100,7 +103,8 @@ def _idle_sea(p: Numbers) -> dict[str, int]:
     return {"Visitor": active, "Sleeper": total - active}
 
 
-_ROOM = {"duration": 30, "spawn_rate": 500, "size": 64}
+_STREAM = {"duration": 30, "quiet": 2, "spawn_rate": 20, "verify": 0}
+_ROOM = {"duration": 30, "quiet": 2, "spawn_rate": 500, "size": 64}
 _DEFINITIONS: Final[dict[str, _Definition]] = {
     "rooms": _Definition(
         "rooms",
@@ -125,7 +129,8 @@ _DEFINITIONS: Final[dict[str, _Definition]] = {
     "idle-sea": _Definition(
         "rooms",
         "many connections in rooms that hibernate; a small share wakes its room from time to time and talks",
-        {**_ROOM, "duration": 60, "spawn_rate": 1000, "rooms": 150, "members": 100, "active": 0.01, "think": 30},
+        {**_ROOM, "duration": 60, "quiet": 12, "spawn_rate": 1000}
+        | {"rooms": 150, "members": 100, "active": 0.01, "think": 30},
         _idle_sea,
     ),
     "api": _Definition(
@@ -137,25 +142,29 @@ _DEFINITIONS: Final[dict[str, _Definition]] = {
     "meeting": _Definition(
         "media",
         "everybody publishes audio and video and sees everybody else",
-        {"duration": 30, "spawn_rate": 5, "publishers": 10, "height": 360},
+        {"duration": 30, "quiet": 2, "spawn_rate": 5, "publishers": 10, "height": 360},
         lambda p: {"Participant": int(p["publishers"])},
     ),
     "livestream": _Definition(
         "media",
         "few publish, many watch",
-        {"duration": 30, "spawn_rate": 20, "publishers": 1, "subscribers": 200, "height": 720},
-        lambda p: {"Broadcaster": int(p["publishers"]), "Viewer": int(p["subscribers"])},
+        {**_STREAM, "publishers": 1, "subscribers": 200, "height": 720, "browsers": 0},
+        lambda p: {
+            "Broadcaster": int(p["publishers"]),
+            "Viewer": int(p["subscribers"]),
+            "BrowserViewer": int(p["browsers"]),
+        },
     ),
     "audio-room": _Definition(
         "media",
         "speakers who hear each other, listeners who hear them all; no video",
-        {"duration": 30, "spawn_rate": 20, "publishers": 5, "subscribers": 100},
+        {**_STREAM, "publishers": 5, "subscribers": 100},
         lambda p: {"Speaker": int(p["publishers"]), "Listener": int(p["subscribers"])},
     ),
     "relay": _Definition(
         "turn",
         "calls through TURN: every relay carries packets to a peer that echoes them",
-        {"duration": 30, "spawn_rate": 50, "relays": 50, "pps": 50, "size": 160},
+        {"duration": 30, "quiet": 2, "spawn_rate": 50, "relays": 50, "pps": 50, "size": 160},
         lambda p: {"RelayedCall": int(p["relays"])},
     ),
 }
@@ -202,7 +211,7 @@ def profile(name: str, given: Mapping[str, float | None]) -> Profile:
         raise ProfileError("--active is a share, at most 1")
     if "height" in numbers and numbers["height"] not in (180, 360, 720):
         raise ProfileError("--height is 180, 360 or 720")
-    fractional = {"duration", "spawn_rate", "rate", "active", "think", "pps"}
+    fractional = {"duration", "quiet", "spawn_rate", "rate", "active", "think", "pps"}
     parameters = {key: value if key in fractional else int(value) for key, value in numbers.items()}
     users = {kind: count for kind, count in definition.users(numbers).items() if count}
     return Profile(name, definition.part, definition.text, parameters, users, definition.shape)

@@ -148,6 +148,8 @@ class _Reader:
         self.samples = [sample for sample in record["samples"] if sample["measured"]]
         self.all_samples = record["samples"]
         self.base = record.get("server_before", {})
+        begins = self.samples[0]["at"] if self.samples else math.inf
+        self.server_samples = [sample for sample in record.get("server_samples", ()) if sample["at"] >= begins]
 
     def rate(self, name: str) -> float:
         return self.figures.count(name) / self.seconds
@@ -237,6 +239,12 @@ class _Reader:
                     "publisher_nacks", "NACKs at publishers", count("publish.video.nacks_received"), "count", "less"
                 ),
             ]
+        if count("browser.video.packets"):
+            lines += [
+                Number("browser_frames", "frames shown by browsers", self.rate("browser.video.frames"), "rate"),
+                Number("browser_freezes", "freezes in browsers", count("browser.video.freezes"), "count", "less"),
+                *self.quantiles("browser_join", "browser.join_seconds", "a browser's join", (0.5,)),
+            ]
         if count("subscribe.pictures.checked"):
             lines += [
                 Number("pictures", "pictures verified", count("subscribe.pictures.checked"), "count"),
@@ -275,6 +283,9 @@ class _Reader:
         ):
             if events > 1:
                 lines.append(Number(key, title, cpu / events, "us", "less"))
+        awake, rooms = ([sample.get(kind, 0) for sample in self.server_samples] for kind in ("awake", "rooms"))
+        if sum(rooms):
+            lines.append(Number("awake", "share of rooms awake", sum(awake) / sum(rooms), "percent"))
         connections = max((sample.get("connections", 0) for sample in self.samples), default=0)
         before = self.base.get("resident")
         if connections >= 100 and before:

@@ -25,6 +25,7 @@ STOP_TIMEOUT: Final = 30.0
 OVERTIME: Final = 240.0
 """Seconds beyond a profile's own after which a run counts as hung."""
 _OUTPUT_BYTES: Final = 4000
+_INSIDE_INTERVAL: Final = 3.0
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -57,7 +58,12 @@ async def run(
             path = Path(folder) / "record.json"
             words = locust_command(target, profile, path, processes)
             pinned = ["taskset", "--cpu-list", client_cores] if client_cores else []
-            await _locust([*pinned, *words], target.environment, profile, Path(folder) / "output", progress)
+            inside: list[dict[str, float]] = []
+            asking = asyncio.create_task(_ask_inside(target, inside))
+            try:
+                await _locust([*pinned, *words], target.environment, profile, Path(folder) / "output", progress)
+            finally:
+                asking.cancel()
             if not path.exists():
                 raise RunFailed(f"Locust left no record:\n{_tail(Path(folder) / 'output')}")
             made = record.load(path)
@@ -67,6 +73,7 @@ async def run(
             "url": target.url,
         }
         made["server_before"] = before
+        made["server_samples"] = inside
         made["command"] = command
         if target.server is not None and (code := target.server.exit_code) is not None:
             made["target_died"] = f"{made['target_died'] or 'the server under test ended'} (exit code {code})"
@@ -106,6 +113,7 @@ async def _locust(
     os.close(writing)
     lines = asyncio.create_task(_read_progress(reading, progress))
     limit = profile.total / float(profile.parameters["spawn_rate"]) + float(profile.parameters["duration"]) + OVERTIME
+    limit += float(profile.parameters["quiet"])
     try:
         async with asyncio.timeout(limit):
             await process.wait()
@@ -116,6 +124,15 @@ async def _locust(
         lines.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await lines
+
+
+async def _ask_inside(target: Target, samples: list[dict[str, float]]) -> None:
+    """Have a server tell of itself every now and then; seldom enough to cost nothing."""
+    began = time.monotonic()
+    while target.server is not None:
+        if found := await target.server.inside():
+            samples.append({"at": time.monotonic() - began, **found})
+        await asyncio.sleep(_INSIDE_INTERVAL)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -47,9 +47,12 @@ class ProfileShape(LoadTestShape):
             late = self.get_run_time() > profile.total / rate + FULL_WITHIN
             if self.observer.all_ready() or late or self.observer.nobody_joins(self.get_run_time()):
                 self._full_at = time.monotonic()
+        else:
+            measured = time.monotonic() - self._full_at - profile.parameters["quiet"]
+            if measured >= profile.parameters["duration"]:
+                return None
+            if measured >= 0:
                 self.observer.full()
-        elif time.monotonic() - self._full_at >= profile.parameters["duration"]:
-            return None
         return profile.total, rate
 
 

@@ -51,11 +51,12 @@ class Media:
         self._starting = asyncio.Lock()
         self._targets: dict[str, MediaTarget] = {}
         self._publications: dict[int, Publication] = {}
-        self._subscriptions: dict[int, Subscription] = {}
+        self._subscriptions: dict[int, tuple[str, Subscription]] = {}
+        """With the prefix of its figures: what real browsers receive is kept apart."""
         self._relays: dict[int, TurnRelay] = {}
         self._next = 1
         self._ended_publications = PublicationFigures()
-        self._ended_subscriptions = SubscriptionFigures()
+        self._ended_subscriptions = {prefix: SubscriptionFigures() for prefix in ("subscribe", "browser")}
         self._ended_relays: TurnFigures | None = None
         self._reported = Figures()
 
@@ -82,12 +83,12 @@ class Media:
         wanted = [PublicationRef.from_json(ref) for ref in refs]
         subscription = await (await self._target(target)).subscribe(wanted, rid=rid, verify=verify)
         number = self._number()
-        self._subscriptions[number] = subscription
+        self._subscriptions[number] = "browser" if target["kind"] == "chromium" else "subscribe", subscription
         return number, subscription.join_seconds, await subscription.wait_for_media(within)
 
     async def check(self, number: int) -> None:
         """Raise when a publication or subscription has ended by itself."""
-        session = self._publications.get(number) or self._subscriptions.get(number)
+        session = self._publications.get(number) or self._subscriptions.get(number, (None, None))[1]
         if session is None:
             raise RoomFailed("left already")
         if session.failure:
@@ -98,9 +99,10 @@ class Media:
         if (publication := self._publications.pop(number, None)) is not None:
             await publication.leave()
             self._ended_publications = self._ended_publications.merge(publication.figures())
-        elif (subscription := self._subscriptions.pop(number, None)) is not None:
+        elif (found := self._subscriptions.pop(number, None)) is not None:
+            prefix, subscription = found
             await subscription.leave()
-            self._ended_subscriptions = self._ended_subscriptions.merge(subscription.figures())
+            self._ended_subscriptions[prefix] = self._ended_subscriptions[prefix].merge(subscription.figures())
         elif (relay := self._relays.pop(number, None)) is not None:
             await relay.close()
             figures = relay.figures()
@@ -125,11 +127,12 @@ class Media:
         publications: PublicationFigures = self._ended_publications
         for publication in self._publications.values():
             publications = publications.merge(publication.figures())
-        subscriptions: SubscriptionFigures = self._ended_subscriptions
-        for subscription in self._subscriptions.values():
-            subscriptions = subscriptions.merge(subscription.figures())
+        subscriptions: dict[str, SubscriptionFigures] = dict(self._ended_subscriptions)
+        for prefix, subscription in self._subscriptions.values():
+            subscriptions[prefix] = subscriptions[prefix].merge(subscription.figures())
         flatten("publish", publications, current)
-        flatten("subscribe", subscriptions, current)
+        for prefix, figures in subscriptions.items():
+            flatten(prefix, figures, current)
         relays = self._ended_relays
         for relay in self._relays.values():
             relays = relay.figures() if relays is None else relays.merge(relay.figures())

@@ -105,6 +105,10 @@ class ServerProcess:
         """Resident memory now, its child processes included."""
         return sum(resident_bytes(pid) for pid in process_tree(self.pid))
 
+    async def inside(self) -> dict[str, float]:
+        """What the server says of itself while it is under load; servers that say nothing have nothing here."""
+        return {}
+
     async def start(self) -> None:
         """Spawn, and wait until it answers.
 

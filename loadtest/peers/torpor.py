@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -80,6 +81,19 @@ class TorporServer(ServerProcess):
     def api(self) -> str:
         """Base address of the sessions API."""
         return f"{self.url}/v1/apps/{self.app_id}"
+
+    async def inside(self) -> dict[str, float]:
+        """Rooms with connections (`rooms`), and those of them in memory (`awake`), from `/metrics`."""
+        async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+            try:
+                text = (await client.get(f"{self.url}/metrics")).text
+            except httpx.TransportError:
+                return {}
+        found = {}
+        for kind in ("rooms", "awake"):
+            if value := re.search(rf'^torpor_rooms_live{{kind="{kind}"}} (\d+)$', text, re.MULTILINE):
+                found[kind] = float(value[1])
+        return found
 
     async def _is_healthy(self) -> bool:
         """Asked in the server's namespace by callers who are there; from elsewhere it cannot be reached."""

@@ -64,7 +64,7 @@ async def locust(*arguments: str, file: Path = LOCUSTFILE) -> Process:
 
 async def ended(process: Process, within: float = 60) -> tuple[int, str]:
     """Exit code, and all that was printed; nothing of it is left running."""
-    children = psutil.Process(process.pid).children(recursive=True)
+    below = psutil.Process(process.pid).children(recursive=True)
     try:
         async with asyncio.timeout(within):
             out, error = await process.communicate()
@@ -72,14 +72,23 @@ async def ended(process: Process, within: float = 60) -> tuple[int, str]:
         process.kill()
         raise
     assert process.returncode is not None
-    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, below, 10)
     assert not alive
     return process.returncode, (out + error).decode()
 
 
+async def children(process: Process, count: int) -> list[psutil.Process]:
+    """Its processes below it, once there are so many, and a moment for them to be at work."""
+    async with asyncio.timeout(30):
+        while len(found := psutil.Process(process.pid).children(recursive=True)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(3)
+    return found
+
+
 async def run(server: Server, folder: Path, profile: str, *more: str) -> dict[str, Any]:
     path = folder / "record.json"
-    words = ["--profile", profile, "--duration", "3", *SMALL[profile].split(), "--host", server.url]
+    words = ["--profile", profile, "--duration", "3", "--quiet", "0", *SMALL[profile].split(), "--host", server.url]
     code, printed = await ended(await locust(*words, "--record", str(path), *more))
     assert code in COUNTS, printed
     assert "Traceback" not in printed, printed
@@ -136,7 +145,7 @@ async def test_participants_in_two_processes_find_each_other(server: Server, tmp
 
 async def test_a_saturated_generator_makes_the_run_invalid(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--duration", "4", "--host", server.url]
+    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "4", "--host", server.url]
     code, printed = await ended(await locust(*words, "--burn", "1", "--record", str(path)))
     assert code == EXIT_INVALID
     assert "this run does not count. INVALID: " in printed
@@ -149,9 +158,9 @@ async def test_a_server_that_dies_is_reported_and_ends_the_run(tmp_path: Path) -
     server = Server([ROOM], settings(tmp_path))
     await server.start()
     path = tmp_path / "record.json"
-    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--duration", "60", "--host", server.url]
+    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "60", "--host", server.url]
     process = await locust(*words, "--server-pid", str(server.pid), "--record", str(path))
-    await asyncio.sleep(4)
+    await children(process, 1)
     await server.kill()
     code, printed = await ended(process, within=30)
     assert code == 1
@@ -162,22 +171,19 @@ async def test_a_server_that_dies_is_reported_and_ends_the_run(tmp_path: Path) -
 
 
 async def test_ctrl_c_ends_everything(server: Server) -> None:
-    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--duration", "60", "--host", server.url]
+    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "60", "--host", server.url]
     process = await locust(*words, "--processes", "2")
-    await asyncio.sleep(4)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 4  # two workers, an engine each
+    started = await children(process, 4)  # two workers, an engine each
     process.send_signal(signal.SIGINT)
-    await ended(process, within=30)
-    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    await ended(process, within=60)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, started, 10)
     assert not alive
 
 
 async def test_an_engine_that_is_killed_makes_the_run_invalid_and_ends_it(server: Server) -> None:
-    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--duration", "60", "--host", server.url]
+    words = ["--profile", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "60", "--host", server.url]
     process = await locust(*words)
-    await asyncio.sleep(4)
-    (engine,) = psutil.Process(process.pid).children()
+    (engine,) = await children(process, 1)
     engine.kill()
     code, printed = await ended(process, within=30)
     assert code == EXIT_INVALID
@@ -210,7 +216,8 @@ async def test_the_examples_locustfile_runs_against_the_chat(tmp_path: Path) -> 
 
 
 async def test_torpor_load_starts_a_server_and_writes_a_report(tmp_path: Path) -> None:
-    words = ["load", "rooms", *SMALL["rooms"].split(), "--duration", "3", "--rounds", "2", "--out", str(tmp_path)]
+    small = [*SMALL["rooms"].split(), "--quiet", "0", "--duration", "3"]
+    words = ["load", "rooms", *small, "--rounds", "2", "--out", str(tmp_path)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "torpor", *words, "--server-core", "none", stdout=PIPE, stderr=PIPE
     )
@@ -228,16 +235,14 @@ async def test_torpor_load_starts_a_server_and_writes_a_report(tmp_path: Path) -
 
 
 async def test_torpor_load_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    words = ["load", "rooms", *SMALL["rooms"].split(), "--duration", "60", "--out", str(tmp_path)]
+    words = ["load", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "60", "--out", str(tmp_path)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "torpor", *words, stdout=PIPE, stderr=PIPE, env={**os.environ}
     )
-    await asyncio.sleep(6)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 3  # server, Locust, engine
+    started = await children(process, 3)  # server, Locust, engine
     process.send_signal(signal.SIGINT)
-    code, printed = await ended(process, within=45)
+    code, printed = await ended(process, within=60)
     assert code == 130
     assert "interrupted" in printed
-    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, started, 10)
     assert not alive
