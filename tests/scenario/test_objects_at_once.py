@@ -2,7 +2,9 @@
 `test_objects_websockets.py`, which runs both ways."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
@@ -210,3 +212,17 @@ async def test_context_variables_of_one_message_are_not_seen_by_the_next(room: S
     await room.now((client, "who"), (client, "who"))
     assert client.received == ["who nobody", "who nobody"]
     assert who.get() == "nobody"
+
+
+async def test_a_hibernated_instance_is_freed_without_the_garbage_collector(room: Setup) -> None:
+    client = await room.client()
+    assert await room.now((client, "hi")) == [True]
+    seen = weakref.ref(next(iter(room.host._instances.values())).object)
+    gc.disable()
+    try:
+        await room.world.advance(10.1)
+        await spin()
+        assert room.world.awake() == 0
+        assert seen() is None
+    finally:
+        gc.enable()
