@@ -108,6 +108,13 @@ class Connection:
         """
         self._ws.close(code, reason)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it was ever given to `on_connect`; False for one that was closed for its tags."""
+        return self._ws.deserialize_attachment() is not None
+
     def _data(self) -> dict[str, Any]:
         data = self._ws.deserialize_attachment()
-        return data if isinstance(data, dict) else {_ID: "", _STATE: None}
+        if isinstance(data, dict) and _ID in data and _STATE in data:
+            return data
+        return {_ID: next(iter(self.tags), ""), _STATE: None}  # someone wrote to the attachment itself

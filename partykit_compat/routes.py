@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -80,7 +81,7 @@ class PartyRoutes:
         self._cors = CORS_HEADERS if cors is True else dict(cors or {})
         self._namespaces: dict[str, ObjectNamespace] = {}
         self._parties: dict[str, PartyNamespace] = {}
-        context = PartyContext(env, self._parties)
+        context = PartyContext(env, self.parties)
         for name, cls in parties.items():
             if not is_party_name(name):
                 raise ValueError(f"a party is named by lower-case letters, digits, '_' and '-', not {name!r}")
@@ -92,7 +93,7 @@ class PartyRoutes:
     @property
     def parties(self) -> Mapping[str, PartyNamespace]:
         """The parties, for code outside of rooms; see `get_server_by_name`."""
-        return self._parties
+        return MappingProxyType(self._parties)
 
     async def start(self) -> None:
         """Begin to run crons; after the host was started."""
@@ -183,7 +184,7 @@ class PartyRoutes:
             return PlainTextResponse("The party failed to answer.", 500)
 
     def _lobby(self, party: str, room: str | None = None) -> Lobby:
-        return Lobby(party, room, self._parties, self._env)
+        return Lobby(party, room, self.parties, self._env)
 
     def _cron_contexts(self) -> dict[str, CronContext]:
         contexts = {}

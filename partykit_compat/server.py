@@ -15,6 +15,7 @@ import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 from objects.errors import LimitExceeded, ObjectError
 from objects.http import HttpRequest, HttpResponse
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TAGS = 10
 """Tags of a connection, its id included."""
+SLOW_CONNECT_S = 2.0
+"""A client that waits longer for its 101 is logged."""
 MAX_TAG_BYTES = 256
 """Bytes of a tag in UTF-8."""
 
@@ -67,6 +70,11 @@ class Server(DurableObject):
     """Close older connections with the id of a new one, with 4000 "replaced"; else all stay, and all get broadcasts."""
     crons: ClassVar[Mapping[str, str]] = {}
     """When to run `on_cron`: expressions of five fields, or six with seconds, in UTC, by a name of your choice."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if isinstance(cls.protocols, str):
+            raise TypeError(f"{cls.__name__}.protocols is a sequence of names, not one str")
 
     def __init__(self, ctx: ObjectState, env: Any) -> None:
         context = env if isinstance(env, PartyContext) else PartyContext(env)
@@ -144,12 +152,23 @@ class Server(DurableObject):
         return self.ctx.id.name or ""
 
     @property
+    def decoded_name(self) -> str:
+        """The name as its author wrote it, to show: `a%20b` is `a b`. Several names may look alike so."""
+        return unquote(self.name)
+
+    @property
     def room(self) -> Room:
         """The same as PartyKit's classes have it."""
         return Room(self)
 
     def broadcast(self, message: Frame, without: Iterable[str] = ()) -> None:
-        """Send to every connection but those with the ids in `without`."""
+        """Send to every connection but those with the ids in `without`.
+
+        Raises:
+            TypeError: `without` is one id and no collection of them.
+        """
+        if isinstance(without, str):
+            raise TypeError("without is a collection of ids, not one")
         left_out = [
             ws
             for connection_id in without
@@ -177,6 +196,19 @@ class Server(DurableObject):
 
     async def web_socket_connect(self, ws: WebSocket, request: UpgradeRequest) -> HttpResponse | None:
         """Accept a client, run `on_connect`; a room that has all its connections answers 503."""
+        began = asyncio.get_running_loop().time()
+        try:
+            return await self._connect(ws, request)
+        finally:
+            waited = asyncio.get_running_loop().time() - began
+            if waited > SLOW_CONNECT_S:
+                logger.warning(
+                    "%s: a client waited %.1f s for on_start and on_connect; partysocket gives up after 4 s",
+                    self.ctx.id.key,
+                    waited,
+                )
+
+    async def _connect(self, ws: WebSocket, request: UpgradeRequest) -> HttpResponse | None:
         await self._ensure_started()
         connection_id = connection_id_of(request.url)
         protocol = next((offer for offer in request.protocols if offer in self.protocols), None)
@@ -225,7 +257,7 @@ class Server(DurableObject):
         connection = Connection(ws)
         self._turns.pop(connection, None)
         self._let_sleep(ws)
-        if not ws.failed:
+        if not ws.failed and connection.is_known:
             await self._reported(self.on_close(connection, code, reason, was_clean))
 
     async def web_socket_error(self, ws: WebSocket, error: str) -> None:
@@ -288,7 +320,7 @@ class Server(DurableObject):
             await self._tell(error)
             return error
         self._started = True
-        if any(True for _ in self.get_connections()):
+        if self.ctx.web_socket_count():
             self._stay_awake()
         return None
 
@@ -311,10 +343,15 @@ def check_tags(connection_id: str, tags: Iterable[str]) -> list[str]:
 
     Raises:
         ValueError: over 10, or one without 1 to 256 bytes.
+        TypeError: one tag and no collection of them, or a tag that is no str.
     """
+    if isinstance(tags, str):
+        raise TypeError("tags are a collection, not one str")
     checked = list(dict.fromkeys([connection_id, *tags]))
     if len(checked) > MAX_TAGS:
         raise ValueError(f"a connection has at most {MAX_TAGS} tags with its id, not {len(checked)}")
+    if not all(isinstance(tag, str) for tag in checked):
+        raise TypeError("a tag is a str")
     if not all(1 <= len(tag.encode()) <= MAX_TAG_BYTES for tag in checked):
         raise ValueError(f"a tag has 1 to {MAX_TAG_BYTES} bytes")
     return checked

@@ -303,6 +303,50 @@ class TestRefusals:
                 client = await rooms.connect("r", id=bad)
                 assert await client.closed() == (1011, "invalid connection tags")
 
+    async def test_a_client_refused_for_its_tags_is_none_of_the_rooms(self) -> None:
+        class Tags(Server):
+            async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> list[str]:
+                return [""] if connection_id == "bad" else []
+
+            async def on_close(self, connection: Connection, code: int, reason: str, was_clean: bool) -> None:
+                self.env.append(connection.id)
+
+        ended: list[str] = []
+        async with serve_rooms(Tags, env=ended) as rooms:
+            for name in ("bad", "good"):
+                client = await rooms.connect("r", id=name)
+                await client.close()
+            await rooms.settle()
+        assert ended == ["good"]
+
+    async def test_what_is_written_to_an_attachment_itself_leaves_the_id(self) -> None:
+        class Writes(Server):
+            async def on_message(self, connection: Connection, message: Frame) -> None:
+                connection.web_socket.serialize_attachment({"mine": 1})
+                with pytest.raises(TypeError, match="collection of ids"):
+                    self.broadcast("x", without=connection.id)
+                connection.send(f"{connection.id} {connection.state} {self.decoded_name}")
+
+        async with serve_rooms(Writes) as rooms:
+            client = await rooms.connect("a%20b", id="me")
+            await client.send("x")
+            assert await client.recv() == "me None a b"
+
+    async def test_a_slow_connect_is_logged(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Slow(Server):
+            async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+                await asyncio.sleep(0.02)
+
+        async with serve_rooms({"main": Slow, "other": Bare}) as rooms:
+            monkeypatch.setattr("partykit_compat.server.SLOW_CONNECT_S", 3600)
+            await rooms.connect("r", party="other")
+            assert "a client waited" not in caplog.text
+            monkeypatch.setattr("partykit_compat.server.SLOW_CONNECT_S", 0.01)
+            await rooms.connect("r")
+            assert "a client waited" in caplog.text
+
 
 class Echo(Server):
     async def on_message(self, connection: Connection, message: Frame) -> None:
@@ -432,9 +476,10 @@ class TestCrons:
         assert {cron.name for cron in Scheduled.runs} == {"minutely"}
 
     async def test_the_alarms_of_a_server_without_crons_are_let_go(self, tmp_path: Any) -> None:
-        async with serve_rooms(Scheduled, folder=tmp_path) as rooms:
+        at_ms = 1_800_000_005_000  # five seconds after a minute
+        async with serve_rooms(Scheduled, folder=tmp_path, at_ms=at_ms) as rooms:
             await rooms.settle()
-        async with serve_rooms(Bare, folder=tmp_path) as rooms:
+        async with serve_rooms(Bare, folder=tmp_path, at_ms=at_ms) as rooms:
             ran = [await rooms.run_alarm() for _ in range(len(Scheduled.crons) + 1)]
             assert ran == [True, True, False]
         assert Scheduled.runs == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from partykit_compat.connection import connection_id_of
-from partykit_compat.server import check_tags
+from partykit_compat.server import Server, check_tags
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,18 @@ def test_the_first_pk_names_the_connection(url: str, expected: str | None) -> No
 def test_the_id_is_the_first_tag_and_duplicates_go() -> None:
     assert check_tags("me", ["red", "me", "red", "blue"]) == ["me", "red", "blue"]
     assert check_tags("me", [f"t{i}" for i in range(9)])[0] == "me"
+
+
+def test_one_tag_is_no_collection_of_tags() -> None:
+    with pytest.raises(TypeError, match="collection"):
+        check_tags("me", "red")
+    with pytest.raises(TypeError, match="a tag is a str"):
+        check_tags("me", [1])  # type: ignore[list-item]
+
+
+def test_one_subprotocol_is_no_sequence_of_them() -> None:
+    with pytest.raises(TypeError, match=r"Wrong\.protocols"):
+        type("Wrong", (Server,), {"protocols": "p1"})
 
 
 @pytest.mark.parametrize("tags", [[f"t{i}" for i in range(10)], ["x" * 257], [""]])
