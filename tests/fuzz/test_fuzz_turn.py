@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import stun_vectors as vectors
-from tests.support.turn_harness import PEER, RELAY_IPV4, UDP_RELAY, Client, Harness
+from tests.support.turn_harness import PEER, RELAY_IPV4, TCP_RELAY, UDP_RELAY, Client, Harness
 from tests.unit.turn.test_relay import CLIENT, Compiled, Reference, channel, send
+from turn.allocation import Transport
 from turn.errors import StreamError
 from turn.framing import StreamFramer
 from wire import stun
@@ -26,6 +27,8 @@ SEEDS = [
     channel(0x4000, b"hello"),
     stun.serialize(Method.BINDING, MessageClass.REQUEST, TID, [], with_fingerprint=True),
     stun.serialize(Method.ALLOCATE, MessageClass.REQUEST, TID, [(Attr.REQUESTED_TRANSPORT, UDP_RELAY)]),
+    stun.serialize(Method.CONNECT, MessageClass.REQUEST, TID, [(Attr.XOR_PEER_ADDRESS, stun.xor_address(PEER, TID))]),
+    stun.serialize(Method.CONNECTION_BIND, MessageClass.REQUEST, TID, [(Attr.CONNECTION_ID, stun.uint32(1))]),
 ]
 
 
@@ -85,3 +88,27 @@ def test_a_stream_of_damaged_messages_ends_or_stays_framed(messages: list[bytes]
             found += framer.messages_received()
     found += framer.messages_received()
     assert stream.startswith(b"".join(found))
+
+
+ATTRIBUTES = st.lists(
+    st.tuples(
+        st.sampled_from([Attr.XOR_PEER_ADDRESS, Attr.CONNECTION_ID, Attr.LIFETIME, Attr.CHANNEL_NUMBER, Attr.DATA]),
+        st.binary(max_size=24) | st.just(stun.xor_address(PEER, TID)),
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from([Method.CONNECT, Method.CONNECTION_BIND]), ATTRIBUTES), max_size=6))
+def test_tc2_tc4_whatever_a_user_asks_of_a_tcp_relay_nothing_is_left(
+    requests: list[tuple[Method, list[tuple[int, bytes]]]],
+) -> None:
+    """Signed, so that it passes the checks of strangers and meets the handlers of RFC 6062."""
+    harness = Harness(tcp_relays=True)
+    client = Client(harness, transport=Transport.TCP)
+    assert not client.request(Method.ALLOCATE, (Attr.REQUESTED_TRANSPORT, TCP_RELAY)).error()
+    for number, (method, attributes) in enumerate(requests):
+        signed = client.build(method, *attributes, transaction_id=TID if number % 2 else None)
+        harness.receive(signed, client.five_tuple)
+    assert len(harness.peers.called) <= len(requests)
+    harness.close()
