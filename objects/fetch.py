@@ -94,6 +94,8 @@ class _Inbound:
         self._receive = receive
         self._turn = asyncio.Lock()
         self._kept: Message | None = None
+        self.gone = False
+        """Whether the client was seen to have left."""
         self._whole = False
         self._taken = asyncio.Event()
 
@@ -121,6 +123,7 @@ class _Inbound:
 
     async def _next(self) -> Message:
         message = await self._receive()
+        self.gone = self.gone or message["type"] == "http.disconnect"
         self._whole = not message.get("more_body", False)
         return message
 
@@ -141,4 +144,8 @@ class _Streamed(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbound: _Inbound | None = scope.get(_INBOUND)
-        await super().__call__(scope, receive if inbound is None else inbound.left, send)
+        try:
+            await super().__call__(scope, receive if inbound is None else inbound.left, send)
+        except Disconnected:
+            if inbound is None or not inbound.gone:
+                raise

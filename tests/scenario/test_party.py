@@ -164,12 +164,13 @@ class Parties:
         self.env: dict[str, Any] = {"log": [], "fail_start": 0, "start_takes": 0.0, "clock": self.clock}
         self._folder = folder
         self._cors: bool = False
+        self.main: type[Server] = Room
 
     def fill(self, connections: Connections) -> ObjectHost:
         self.drivers = LocalDrivers(self._folder, connections=connections, clock=self.clock)
         self.host = ObjectHost(self.drivers.ports, secret=b"0123456789abcdef")
         self.routes = PartyRoutes(
-            self.host, {"main": Room, "chat-room2": Room, "sleeper": Sleeper}, env=self.env, cors=self._cors
+            self.host, {"main": self.main, "chat-room2": Room, "sleeper": Sleeper}, env=self.env, cors=self._cors
         )
         self.host.start()
         return self.host
@@ -219,9 +220,10 @@ class World:
 @pytest.fixture
 def enter(tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def enter(*, cors: bool = False, **options: Any) -> AsyncIterator[World]:
+    async def enter(*, cors: bool = False, main: type[Server] = Room, **options: Any) -> AsyncIterator[World]:
         parties = Parties(tmp_path / "data")
         parties._cors = cors
+        parties.main = main
         async with gateway(clock=parties.clock, side=parties, application=parties, **options) as running:
             yield World(running, parties)
 
@@ -512,3 +514,59 @@ class TestConnections:
             await world.logged(("close", "b", 1000, "", True, False))
             async with world.connect("/party/r?_pk=d") as again:  # one has left: there is place for another
                 assert (await ask(again, "who"))[4] == ["a", "d"]
+
+
+class Streams(Server):
+    """Sends back what comes, piece by piece."""
+
+    async def on_request(self, request: HttpRequest) -> HttpResponse:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield f"{request.method};".encode()
+            async for piece in request.stream():
+                yield piece
+            yield b";end"
+
+        return HttpResponse(pieces(), 201, (("x-method", request.method),))
+
+
+class TestRequestsThroughAServer:
+    async def test_every_method_streams_both_ways(self, enter: Callable[..., Any]) -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"first"
+            yield b"second"
+
+        async with enter(main=Streams) as world:
+            for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"):
+                response = await world.get("/parties/main/r", method, content=body())
+                assert (response.status_code, response.headers["x-method"]) == (201, method)
+                assert response.text == f"{method};firstsecond;end"
+            response = await world.get("/parties/main/r", "HEAD")
+            assert (response.status_code, response.headers["x-method"], response.text) == (201, "HEAD", "")
+
+    async def test_a_piece_reaches_the_other_end_before_the_next_is_sent(self, enter: Callable[..., Any]) -> None:
+        async with enter(main=Streams) as world:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.running.port)
+            writer.write(b"POST /parties/main/r HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            async with asyncio.timeout(10):
+                await reader.readuntil(b"POST;")
+                for number in range(20):
+                    piece = b"%03d" % number
+                    writer.write(b"3\r\n" + piece + b"\r\n")
+                    await reader.readuntil(piece)
+                writer.write(b"0\r\n\r\n")
+                await reader.readuntil(b";end")
+            writer.close()
+            await writer.wait_closed()
+
+    async def test_a_client_that_leaves_while_both_ways_stream_is_no_error(
+        self, enter: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with enter(main=Streams) as world:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.running.port)
+            writer.write(b"POST /parties/main/r HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\none")
+            async with asyncio.timeout(10):
+                await reader.readuntil(b"one")
+            writer.transport.abort()
+            await world.advance(1)
+            assert (await world.get("/parties/main/r", "PUT")).status_code == 201
+        assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

@@ -427,6 +427,10 @@ class TestAlarms:
             assert [await client.recv(), await client.recv()] == ["alarm", "alarm tea"]
 
 
+FIVE_PAST_MS = 1_800_000_005_000
+"""Five seconds after a full minute (Unix ms)."""
+
+
 class Scheduled(Server):
     crons = {"minutely": "* * * * *", "quick": "*/10 * * * * *"}  # noqa: RUF012
     runs: list[Cron] = []  # noqa: RUF012
@@ -444,7 +448,7 @@ class TestCrons:
         Scheduled.runs.clear()
 
     async def test_crons_run_when_they_are_due_also_after_one_that_raised(self) -> None:
-        async with serve_rooms(Scheduled) as rooms:
+        async with serve_rooms(Scheduled, at_ms=FIVE_PAST_MS) as rooms:
             await rooms.advance(120)
         names = [cron.name for cron in Scheduled.runs]
         assert (names.count("minutely"), names.count("quick")) == (2, 12)
@@ -456,9 +460,9 @@ class TestCrons:
         class Minutely(Scheduled):
             crons = {"minutely": "* * * * *"}  # noqa: RUF012
 
-        async with serve_rooms(Minutely, folder=tmp_path) as rooms:
+        start = FIVE_PAST_MS
+        async with serve_rooms(Minutely, folder=tmp_path, at_ms=start) as rooms:
             await rooms.settle()
-            start = rooms.clock.unix_ms()
         assert Scheduled.runs == []
         async with serve_rooms(Minutely, folder=tmp_path, at_ms=start + 3_600_000) as rooms:
             await rooms.advance(1)
@@ -469,17 +473,16 @@ class TestCrons:
         class Fewer(Scheduled):
             crons = {"minutely": "* * * * *"}  # noqa: RUF012
 
-        async with serve_rooms(Scheduled, folder=tmp_path) as rooms:
+        async with serve_rooms(Scheduled, folder=tmp_path, at_ms=FIVE_PAST_MS) as rooms:
             await rooms.settle()
-        async with serve_rooms(Fewer, folder=tmp_path) as rooms:
+        async with serve_rooms(Fewer, folder=tmp_path, at_ms=FIVE_PAST_MS) as rooms:
             await rooms.advance(60)
         assert {cron.name for cron in Scheduled.runs} == {"minutely"}
 
     async def test_the_alarms_of_a_server_without_crons_are_let_go(self, tmp_path: Any) -> None:
-        at_ms = 1_800_000_005_000  # five seconds after a minute
-        async with serve_rooms(Scheduled, folder=tmp_path, at_ms=at_ms) as rooms:
+        async with serve_rooms(Scheduled, folder=tmp_path, at_ms=FIVE_PAST_MS) as rooms:
             await rooms.settle()
-        async with serve_rooms(Bare, folder=tmp_path, at_ms=at_ms) as rooms:
+        async with serve_rooms(Bare, folder=tmp_path, at_ms=FIVE_PAST_MS) as rooms:
             ran = [await rooms.run_alarm() for _ in range(len(Scheduled.crons) + 1)]
             assert ran == [True, True, False]
         assert Scheduled.runs == []
