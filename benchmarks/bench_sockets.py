@@ -118,7 +118,7 @@ class Bench:
 
     def broadcasts(self) -> None:
         """CPU per delivery of one message to all in a room."""
-        deliveries = 60_000 if self.options.quick else 200_000
+        deliveries = 60_000 if self.options.quick else 150_000
         for _ in range(self.options.rounds):
             for name in self.servers:
                 with running("epoll-fan-out" if name == "epoll" else name) as server:
