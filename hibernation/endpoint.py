@@ -44,6 +44,9 @@ from objects.ports import ConnectionId, UpgradeAccepted, UpgradeRefused, Upgrade
 
 logger = logging.getLogger(__name__)
 
+MAX_REASON_BYTES = 123
+"""Of a close frame (RFC 6455 §5.5)."""
+
 UPGRADE_EXTENSION = "torpor.upgrade"
 """In `scope["extensions"]`: the `Upgrade`."""
 
@@ -89,11 +92,14 @@ class Upgrade:
         self._connecting: asyncio.Task[UpgradeAccepted | UpgradeRefused] | None = None
         self._gone = False
 
-    async def hand_to(self, object_id: ObjectId) -> None:
+    async def hand_to(self, object_id: ObjectId, *, refuse_with_close: bool = False) -> None:
         """Let an object decide, and give it the connection if it accepts. Returns when the client has its answer.
 
         A client that leaves meanwhile cancels the object's handler; if that had accepted already, the object is told
         of the end like of any other.
+
+        Args:
+            refuse_with_close: let a refusal of the object be 101 and a close (see `closing`) instead of an HTTP answer.
 
         Raises:
             RuntimeError: decided before, or the service has no dispatcher.
@@ -139,7 +145,11 @@ class Upgrade:
                     logger.error("%s answered 101 without accepting the connection", object_id.key)
                     answer = UpgradeRefused(500, body=b"Internal Server Error\n")
                 manager.unlist(connection_id)
-                table.refuse(handle, http_answer(answer.status, answer.headers, answer.body))
+                if refuse_with_close:
+                    table.open(handle, self._protocol.switching(None, ()), self._service.now())
+                    AsgiWebSocket(self._service, handle).abandon(*closing(answer.status, answer.body))
+                else:
+                    table.refuse(handle, http_answer(answer.status, answer.headers, answer.body))
 
     async def close(self, code: int, reason: str = "") -> None:
         """Accept, then close at once with `code`: the way to tell a browser's code why.
@@ -482,6 +492,11 @@ def websocket_protocol(service: SocketService, settings: HandshakeSettings | Non
     settings = settings or HandshakeSettings()
     rate = HandshakeRate(settings.rate_per_address, settings.burst_per_address)
     return type("BoundUpgradeProtocol", (UpgradeProtocol,), {"service": service, "settings": settings, "rate": rate})
+
+
+def closing(status: int, body: bytes) -> tuple[int, str]:
+    """Return the close code and reason that stand for a refusal: 4000 plus the status, and the body's beginning."""
+    return 4000 + status, body[:MAX_REASON_BYTES].decode("utf-8", "ignore").strip()
 
 
 def http_answer(status: int, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:

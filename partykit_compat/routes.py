@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade
+from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade, closing
 from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse
@@ -144,15 +144,18 @@ class PartyRoutes:
             await _deny(send, HttpResponse.of(text, status))
             return
         request = HttpRequest(upgrade.url, "GET", _stripped(upgrade.headers), client=upgrade.client)
+        by_close = self._classes[address.party].refuse_with_close
         answer = await self._before("on_before_connect", address, request)
-        if isinstance(answer, HttpResponse):
+        if isinstance(answer, HttpResponse) and not by_close:
             await _deny(send, answer)
             return
+        if isinstance(answer, HttpResponse):
+            answer = Close(*closing(answer.status, await answer.read()))
         if isinstance(answer, Close):
             await upgrade.close(answer.code, answer.reason)
             return
         upgrade.url, upgrade.headers = answer.url, answer.headers
-        await upgrade.hand_to(namespace.id_from_name(address.room))
+        await upgrade.hand_to(namespace.id_from_name(address.room), refuse_with_close=by_close)
 
     async def _request(self, address: RoomAddress, scope: Scope, receive: Receive, send: Send) -> None:
         namespace = self._namespaces.get(address.party)

@@ -68,6 +68,9 @@ class Server(DurableObject):
     """Subprotocols this room speaks; the first that a client offers as well is agreed."""
     replace_duplicates: ClassVar[bool] = False
     """Close older connections with the id of a new one, with 4000 "replaced"; else all stay, and all get broadcasts."""
+    refuse_with_close: ClassVar[bool] = False
+    """Refuse by accepting and closing, as with `Close`, where hooks and rooms give an HTTP answer: 4000 plus its status
+    (4401, 4403; 4503 for a full room), and as reason the first 123 bytes of its body."""
     crons: ClassVar[Mapping[str, str]] = {}
     """When to run `on_cron`: expressions of five fields, or six with seconds, in UTC, by a name of your choice."""
 

@@ -88,6 +88,7 @@ class TestRooms:
     Attributes:
         clock: theirs; move it with `advance`.
         host: where their objects run.
+        parties: for calls: `await rooms.parties["main"].get("lobby").public_method()`, and `get_server_by_name`.
     """
 
     __test__ = False  # pytest takes what is called so for tests
@@ -115,6 +116,7 @@ class TestRooms:
         self._drivers = LocalDrivers(folder, connections=manager, clock=self.clock)
         self.host = ObjectHost(self._drivers.ports, secret=bytes(16))
         self._routes = PartyRoutes(self.host, classes, env=env)
+        self.parties = self._routes.parties
         self._service = SocketService(manager, Dispatcher(manager, self.host, messages_per_second=messages_per_second))
         self._protocol = websocket_protocol(self._service, HandshakeSettings(rate_per_address=0))
         self._server = SimpleNamespace(connections=set(), tasks=set())

@@ -516,6 +516,37 @@ class TestConnections:
                 assert (await ask(again, "who"))[4] == ["a", "d"]
 
 
+class Refuses(Room):
+    refuse_with_close = True
+
+
+class TestRefusals:
+    async def test_a_class_refuses_with_codes_that_pages_can_read(self, enter: Callable[..., Any]) -> None:
+        async with enter(main=Refuses, max_connections=1) as world, world.connect("/party/r?_pk=a") as member:
+            for path, code, reason in [
+                ("/party/refuse", 4403, "closed"),
+                ("/party/throw", 4401, "who are you"),
+                ("/party/r", 4503, "The room is full."),
+            ]:
+                async with world.connect(path) as client:
+                    with pytest.raises(ClientClosed) as closed:
+                        await client.recv()
+                    assert closed.value.rcvd is not None
+                    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
+            assert (await ask(member, "who"))[4] == ["a"]
+            assert (await world.get("/parties/main/refuse")).status_code == 403
+
+    async def test_a_room_whose_start_fails_refuses_likewise(self, enter: Callable[..., Any]) -> None:
+        async with enter(main=Refuses) as world:
+            world.parties.env["fail_start"] = 1
+            async with world.connect("/party/r") as client:
+                with pytest.raises(ClientClosed) as closed:
+                    await client.recv()
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4500
+                assert "not yet" not in closed.value.rcvd.reason
+
+
 class Streams(Server):
     """Sends back what comes, piece by piece."""
 

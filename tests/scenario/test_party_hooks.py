@@ -179,7 +179,7 @@ class TestByName:
                 return await self.ctx.storage.get("props")
 
         async with serve_rooms(Started) as rooms:
-            party = rooms._routes.parties["main"]
+            party = rooms.parties["main"]
             stub = await get_server_by_name(party, "r", props={"level": 3})
             assert rooms.is_awake("r")
             assert await stub.props_seen() == {"level": 3}
@@ -204,7 +204,7 @@ class TestByName:
                 return self.seen
 
         async with serve_rooms(Counts) as rooms:
-            room = rooms._routes.parties["main"].get("r")
+            room = rooms.parties["main"].get("r")
             assert (room.party, room.name) == ("main", "r")
             calls = [room.begin(number) for number in range(5)]
             assert [len(await call) for call in calls] == [1, 2, 3, 4, 5]
@@ -223,7 +223,7 @@ class TestByName:
                 return f"I am {self.name}"
 
         async with serve_rooms(Asks) as rooms:
-            party = rooms._routes.parties["main"]
+            party = rooms.parties["main"]
             assert await party.get("a").ask(party.get("b")) == "I am b"
 
     async def test_room_is_the_same_as_in_partykit(self) -> None:
