@@ -1,20 +1,21 @@
 """Crons: a party's schedule, kept by one object of its own, so that it survives restarts and no run is forgotten.
 
 Each cron is a named alarm of that object. A run that was due while the server was down is made up for once, at the
-start; a run cut by a crash is made again. One that raises is logged and comes again when it is due next.
+start; a run cut by a crash is made again. One that raises is tried again as alarms are, after 2, 4, 8, ... s, six times
+at most and only before it is due next anyhow.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from cronsim import CronSim, CronSimError
 
-from objects.alarms import AlarmInfo
+from objects.alarms import BACKOFF_JITTER, FIRST_BACKOFF_S, MAX_RETRIES, AlarmInfo
 from objects.state import DurableObject, ObjectState
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 _EXPRESSION = "expression "
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cron:
     """One run of a schedule."""
 
@@ -30,7 +31,19 @@ class Cron:
     """Its key in `Server.crons`."""
     expression: str
     scheduled_ms: int
-    """When it was due (Unix ms); now, or earlier if the server was down or busy."""
+    """When it was due (Unix ms); now, or earlier if the server was down or busy, or if this is a retry."""
+    retry_count: int = 0
+    _once: bool = field(default=False, repr=False)
+
+    def no_retry(self) -> None:
+        """If this run raises, come again when it is due next, not before."""
+        self._once = True
+
+    def is_tried_again(self, now_ms: int) -> bool:
+        """Whether a run that raised now is tried again before the next one is due."""
+        wait_ms = 1000 * FIRST_BACKOFF_S * 2**self.retry_count * (1 + BACKOFF_JITTER)
+        before_next = now_ms + wait_ms < next_run_ms(self.expression, now_ms)
+        return not self._once and self.retry_count < MAX_RETRIES and before_next
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +82,12 @@ class CronKeeper(DurableObject):
         expression = self._context.expressions.get(info.name)
         if expression is None:  # taken out of the class
             return
+        cron = Cron(info.name, expression, info.scheduled_time, info.retry_count)
         try:
-            await self._context.run(Cron(info.name, expression, info.scheduled_time))
+            await self._context.run(cron)
         except Exception:
+            if cron.is_tried_again(self._context.now_ms()):
+                raise
             logger.exception("on_cron %r raised", info.name)
         await self._set(info.name, expression)
 

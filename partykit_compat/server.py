@@ -145,7 +145,10 @@ class Server(DurableObject):
 
     @staticmethod
     async def on_cron(cron: Cron, lobby: Lobby) -> None:
-        """A cron of `crons` is due. Runs at least once for each time, without a room; one missed while down, once."""
+        """A cron of `crons` is due. Runs at least once for each time, without a room; one missed while down, once.
+
+        If this raises it is tried again like an alarm, unless `cron.no_retry()` was called or it is due anew before.
+        """
 
     # Helpers
 

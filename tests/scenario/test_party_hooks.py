@@ -439,6 +439,7 @@ class Scheduled(Server):
     async def on_cron(cron: Cron, lobby: Lobby) -> None:
         Scheduled.runs.append(cron)
         if cron.name == "quick":
+            cron.no_retry()
             raise RuntimeError("comes again all the same")
 
 
@@ -455,6 +456,30 @@ class TestCrons:
         minutely = [cron for cron in Scheduled.runs if cron.name == "minutely"]
         assert [cron.scheduled_ms % 60_000 for cron in minutely] == [0, 0]
         assert minutely[0].expression == "* * * * *"
+
+    async def test_one_that_raises_is_tried_again_before_it_is_due_next(self) -> None:
+        class Fails(Server):
+            crons = {"minutely": "* * * * *"}  # noqa: RUF012
+            failures = 0
+
+            @staticmethod
+            async def on_cron(cron: Cron, lobby: Lobby) -> None:
+                Scheduled.runs.append(cron)
+                if Fails.failures:
+                    Fails.failures -= 1
+                    raise RuntimeError("not now")
+
+        async with serve_rooms(Fails, at_ms=FIVE_PAST_MS) as rooms:
+            Fails.failures = 2
+            await rooms.advance(55 + 59)
+            assert [cron.retry_count for cron in Scheduled.runs] == [0, 1, 2]
+            assert len({cron.scheduled_ms for cron in Scheduled.runs}) == 1
+            Scheduled.runs.clear()
+            Fails.failures = 100  # after 0, 2, 6, 14 and 30 s; the next retry would come after the next run
+            await rooms.advance(59)
+            assert [cron.retry_count for cron in Scheduled.runs] == [0, 1, 2, 3, 4]
+            await rooms.advance(2)
+            assert Scheduled.runs[-1].retry_count == 0
 
     async def test_a_run_missed_while_down_is_made_up_for_once(self, tmp_path: Any) -> None:
         class Minutely(Scheduled):
