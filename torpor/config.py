@@ -156,6 +156,7 @@ class RelaySettings:
     allocation_bps_max: int = setting(0, "Bits a second through one relay, each way; 0: no limit", least=0)
     user_bps_max: int = setting(0, "Bits a second of one credential, each way; 0: no limit", least=0)
     total_bps_max: int = setting(0, "Bits a second of all, each way; 0: no limit", least=0)
+    allocation_pps_max: int = setting(0, "Datagrams a second through one relay, each way; 0: no limit", least=0)
     audit_log: bool = setting(False, "Log each relay's begin and end: user, addresses, bytes")
 
 

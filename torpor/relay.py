@@ -145,6 +145,7 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
         allocation_bps_max=own.allocation_bps_max,
         user_bps_max=own.user_bps_max,
         total_bps_max=own.total_bps_max,
+        allocation_pps_max=own.allocation_pps_max,
     )
 
 

@@ -68,8 +68,8 @@ class _Row:
     identity: str = ""
     permissions: dict[IPAddress, float] = field(default_factory=dict)
     channels: dict[int, tuple[TransportAddress, float]] = field(default_factory=dict)
-    up: TokenBucket | None = None
-    down: TokenBucket | None = None
+    rates: tuple[list[TokenBucket], list[TokenBucket]] = ([], [])
+    """Of bytes and of packets, up and down."""
     usage: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
 
@@ -123,7 +123,8 @@ class ReferencePlane:
         row = self._rows[handle]
         row.five_tuple = five_tuple
         row.identity = identity
-        row.up, row.down = (_bucket(self._settings.allocation_bps_max) for _ in range(2))
+        bps, pps = self._settings.allocation_bps_max, self._settings.allocation_pps_max
+        row.rates = ([_bucket(bps), _packet_bucket(pps)], [_bucket(bps), _packet_bucket(pps)])
         self._users.setdefault(identity, [_bucket(self._settings.user_bps_max) for _ in range(2)])
         self._by_client.setdefault(five_tuple, []).append(handle)
 
@@ -271,10 +272,9 @@ class ReferencePlane:
         return peer.port not in self._denied_ports if allowed is None else peer.port in allowed
 
     def _within_rate(self, row: _Row, direction: int, size: int, now: float) -> bool:
-        own = row.down if direction else row.up
-        assert own is not None
+        own, packets = row.rates[direction]
         buckets = (own, self._users[row.identity][direction], self._totals[direction])
-        return all(bucket.take(size, now) for bucket in buckets)
+        return packets.take(1, now) and all(bucket.take(size, now) for bucket in buckets)
 
     def _drop(self, reason: str) -> Dropped:
         self.counters[reason] += 1
@@ -284,3 +284,7 @@ class ReferencePlane:
 def _bucket(bits_per_second: int) -> TokenBucket:
     rate = bits_per_second / 8
     return TokenBucket(rate, max(rate / 10, 65536.0), 0.0)
+
+
+def _packet_bucket(packets_per_second: int) -> TokenBucket:
+    return TokenBucket(packets_per_second, max(packets_per_second / 10, 64.0), 0.0)

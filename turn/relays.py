@@ -106,6 +106,7 @@ def make_plane(settings: TurnSettings, families: int, exchange: End | None) -> P
         allocation_bps=settings.allocation_bps_max,
         user_bps=settings.user_bps_max,
         total_bps=settings.total_bps_max,
+        allocation_pps=settings.allocation_pps_max,
         bindings_per_s=settings.bindings_per_s,
         requests_per_s=settings.requests_per_s,
         stream_queue_bytes=settings.stream_queue_bytes,

@@ -105,6 +105,8 @@ class TurnSettings:
     """Bits per second per allocation, each direction; 0: no limit (X16)."""
     user_bps_max: int = 0
     total_bps_max: int = 0
+    allocation_pps_max: int = 0
+    """Datagrams per second per allocation, each direction; 0: no limit."""
 
     errors_per_s: float = 10.0
     """Unauthenticated error replies per UDP source (X11)."""

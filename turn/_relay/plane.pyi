@@ -16,6 +16,7 @@ class Plane(RelayTable):
         allocation_bps: float = 0,
         user_bps: float = 0,
         total_bps: float = 0,
+        allocation_pps: float = 0,
         bindings_per_s: float = 0,
         requests_per_s: float = 0,
         stream_queue_bytes: int = 262144,

@@ -65,7 +65,7 @@ cdef enum Reason:
     REASONS = 15
 
 cdef struct Bucket:
-    double rate                 # bytes a second, 0: no limit
+    double rate                 # bytes or packets a second, 0: no limit
     double burst
     double tokens
     double updated_at
@@ -106,6 +106,8 @@ cdef struct Relay:
     int channel_capacity
     Bucket up
     Bucket down
+    Bucket packets_up           # these two count packets
+    Bucket packets_down
     uint64_t usage[4]           # bytes, packets from the client; bytes, packets to it
     uint64_t handle
     int shard                   # -1: not started
@@ -134,6 +136,7 @@ cdef struct Shared:             # by all shards
     Bucket total_up
     Bucket total_down
     double allocation_rate
+    double allocation_packet_rate
     double user_rate
     uint16_t channel_max
 
@@ -184,6 +187,10 @@ cdef inline void fill(Bucket *b, double rate, double burst) noexcept nogil:
 
 cdef inline void fill_bytes(Bucket *b, double rate) noexcept nogil:
     fill(b, rate, max(rate / 10, 65536.0))
+
+
+cdef inline void fill_packets(Bucket *b, double rate) noexcept nogil:
+    fill(b, rate, max(rate / 10, 64.0))
 
 
 cdef inline bint has_port(const uint8_t *ports, uint16_t port) noexcept nogil:
@@ -292,7 +299,8 @@ cdef inline void to_peer(Shard *s, Relay *relay, const Address *peer, Outcome *o
     elif o.payload_size > PAYLOAD_MAX:
         drop(s, o, TOO_BIG)
     elif not (
-        take(&relay.up, o.payload_size, now)
+        take(&relay.packets_up, 1, now)
+        and take(&relay.up, o.payload_size, now)
         and take(&relay.user.up, o.payload_size, now)
         and take(&s.shared.total_up, o.payload_size, now)
     ):
@@ -408,7 +416,12 @@ cdef inline void decide_peer(Shard *s, Relay *relay, const Address *source, cons
     if reason != REASONS:
         drop(s, o, reason)
         return
-    if not (take(&relay.down, size, now) and take(&relay.user.down, size, now) and take(&s.shared.total_down, size, now)):
+    if not (
+        take(&relay.packets_down, 1, now)
+        and take(&relay.down, size, now)
+        and take(&relay.user.down, size, now)
+        and take(&s.shared.total_down, size, now)
+    ):
         drop(s, o, RATE_LIMITED)
         return
     streaming = relay.client.listener == STREAM
@@ -556,6 +569,8 @@ cdef inline bint attach(Shard *s, Relay *relay, uint32_t listener, const Address
     relay_chain(s, &relay.local)[0] = relay
     fill_bytes(&relay.up, s.shared.allocation_rate)
     fill_bytes(&relay.down, s.shared.allocation_rate)
+    fill_packets(&relay.packets_up, s.shared.allocation_packet_rate)
+    fill_packets(&relay.packets_down, s.shared.allocation_packet_rate)
     return True
 
 

@@ -18,6 +18,7 @@ class RelayTable:
         allocation_bps: float = 0,
         user_bps: float = 0,
         total_bps: float = 0,
+        allocation_pps: float = 0,
         bindings_per_s: float = 0,
         requests_per_s: float = 0,
     ) -> None: ...

@@ -19,7 +19,7 @@ REASON_NAMES = (
 cdef class RelayTable:
     def __cinit__(
         self, *, int relays_max, int workers=1, int channel_max=0x4FFF, double allocation_bps=0, double user_bps=0,
-        double total_bps=0, double bindings_per_s=0, double requests_per_s=0, **_,
+        double total_bps=0, double allocation_pps=0, double bindings_per_s=0, double requests_per_s=0, **_,
     ):
         cdef int i
         cdef uint64_t seed = int.from_bytes(os.urandom(8), "big")
@@ -29,6 +29,7 @@ cdef class RelayTable:
         memset(&self.shared, 0, sizeof(Shared))
         self.shared.channel_max = channel_max
         self.shared.allocation_rate = allocation_bps / 8
+        self.shared.allocation_packet_rate = allocation_pps
         self.shared.user_rate = user_bps / 8
         fill_bytes(&self.shared.total_up, total_bps / 8)
         fill_bytes(&self.shared.total_down, total_bps / 8)

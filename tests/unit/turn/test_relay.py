@@ -128,6 +128,7 @@ class Compiled:
             allocation_bps=chosen.allocation_bps_max,
             user_bps=chosen.user_bps_max,
             total_bps=chosen.total_bps_max,
+            allocation_pps=chosen.allocation_pps_max,
             bindings_per_s=chosen.bindings_per_s,
             requests_per_s=chosen.requests_per_s,
         )
@@ -500,6 +501,20 @@ class TestBandwidth:
                     result = tables.peer(handle, PEER, bytes(1000), now)
                 passed += result[0] != "drop"
             assert 0.95 < passed / 10_000 < 1.05
+
+    def test_x16_packets_are_limited_whatever_their_size(self, kind: Any) -> None:
+        tables: Tables = kind(allocation_pps_max=500)
+        handle = tables.open(RELAY_IPV4, CLIENT)
+        tables.permit(handle, PEER, 600.0)
+        tables.bind(handle, 0x4000, PEER, 600.0)
+        up = down = 0
+        for n in range(20_000):  # 2,000 a second for 10 s
+            now = 1.0 + n / 2000
+            up += tables.client(CLIENT, channel(0x4000, b"x"), now)[0] != "drop"
+            down += tables.peer(handle, PEER, b"", now)[0] != "drop"
+        assert 0.95 < up / 5000 < 1.05
+        assert 0.95 < down / 5000 < 1.05
+        assert tables.client(CLIENT, channel(0x4000, b"x"), 11.0) == ("drop", "rate_limited")
 
     def test_x16_users_do_not_share_and_their_allocations_do(self, kind: Any) -> None:
         tables: Tables = kind(user_bps_max=8_000_000)
