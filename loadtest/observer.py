@@ -81,6 +81,7 @@ class Observer:
         self._pending = Figures()
         self._second = Figures()
         self._loads: dict[str, dict[str, Any]] = {}
+        self._reported_at: dict[str, float] = {}
         self._numbers: dict[str, itertools.count[int]] = {}
         self._board: dict[str, dict[str, dict[str, Any]]] = {}
         self._posted = Event()
@@ -239,6 +240,7 @@ class Observer:
         self._second.merge(figures)
         if load:
             self._loads[source] = load
+            self._reported_at[source] = time.monotonic()
         if self._measuring:
             self.figures.merge(figures)
         else:
@@ -269,6 +271,7 @@ class Observer:
         self.target_died = ""
         self._stopping, self._ready = False, 0
         self._loads.clear()
+        self._reported_at.clear()
         self._measured_seconds = 0.0
         self._started_at, self._unix_started = time.monotonic(), time.time()
         self._measuring = self.profile.measured_from_start
@@ -310,7 +313,9 @@ class Observer:
         """All users are there: what counts begins now."""
         if not self._measuring:
             self._measuring = True
-            self._measuring_since = time.monotonic()
+            # The next reports bring what was counted since the last ones, which came a little before now.
+            reported = self._reported_at.values()
+            self._measuring_since = sum(reported) / len(reported) if reported else time.monotonic()
             if missing := self.profile.total - self.joined:
                 logger.error("%d of %d users could not join", missing, self.profile.total)
                 self.figures.add("users.missing", missing)
