@@ -8,6 +8,7 @@ so that what was sent has arrived before anything is cut off.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -126,6 +127,11 @@ class Observer:
             runner.register_message("loadtest.announce", self._on_announce)
 
     # What users ask for.
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the whole test ends: then the engine leaves everything at once, and users need not."""
+        return self._stopping
 
     @property
     def engine(self) -> RemoteEngine:
@@ -338,6 +344,9 @@ class Observer:
         if self._sampler is not None:
             self._sampler.kill()
             self._sampler = None
+        if self._engine is not None:
+            with contextlib.suppress(EngineGone, CallFailed):
+                self._engine.call("leave")
         if self.is_worker:
             return
         gone = self._engine_gone

@@ -130,7 +130,7 @@ _DEFINITIONS: Final[dict[str, _Definition]] = {
         "rooms",
         "many connections in rooms that hibernate; a small share wakes its room from time to time and talks",
         {**_ROOM, "duration": 60, "quiet": 12, "spawn_rate": 1000}
-        | {"rooms": 150, "members": 100, "active": 0.01, "think": 30},
+        | {"rooms": 150, "members": 100, "active": 0.01, "think": 60},
         _idle_sea,
     ),
     "api": _Definition(

@@ -161,8 +161,9 @@ class RoomUser(LoadUser):
         self.until_done(self.connect)
 
     def on_stop(self) -> None:
-        """Leave in order."""
-        self.disconnect()
+        """Leave in order, unless everybody does."""
+        if not self.observer.stopping:
+            self.disconnect()
 
     @property
     def connected(self) -> bool:
@@ -321,8 +322,9 @@ class _MediaUser(LoadUser):
         return target | {"kind": "chromium"} if self.browser else target
 
     def on_stop(self) -> None:
-        """Leave in order."""
-        self.leave()
+        """Leave in order, unless everybody does."""
+        if not self.observer.stopping:
+            self.leave()
 
     def leave(self) -> None:
         """End the sessions. Nothing happens without one."""
@@ -437,7 +439,9 @@ class TurnUser(LoadUser):
         self.until_done(self.allocate)
 
     def on_stop(self) -> None:
-        """Release the relay."""
+        """Release the relay, unless the test is over for all."""
+        if self.observer.stopping:
+            return
         relay, self._relay = self._relay, None
         if relay is not None:
             with contextlib.suppress(CallFailed, EngineGone):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from loadtest.media.figures import Mergeable, PublicationFigures, SubscriptionFigures
     from loadtest.media.target import MediaTarget, Publication, Subscription
     from loadtest.media.turn import TurnFigures, TurnRelay
-
-
-def register(engine: Engine) -> Callable[[], Awaitable[None]]:
-    """Offer the media operations on an engine; returns what frees everything at its end."""
-    media = Media()
-    engine.register("media.publish", media.publish)
-    engine.register("media.subscribe", media.subscribe)
-    engine.register("media.check", media.check)
-    engine.register("media.leave", media.leave)
-    engine.register("turn.open", media.open_relay)
-    engine.register("turn.echo", media.echo)
-    engine.add_source(media.take)
-    return media.aclose
 
 
 class Media:
@@ -59,6 +46,16 @@ class Media:
         self._ended_subscriptions = {prefix: SubscriptionFigures() for prefix in ("subscribe", "browser")}
         self._ended_relays: TurnFigures | None = None
         self._reported = Figures()
+
+    def register(self, engine: Engine) -> None:
+        """Offer the operations on an engine, and have it ask for figures."""
+        engine.register("media.publish", self.publish)
+        engine.register("media.subscribe", self.subscribe)
+        engine.register("media.check", self.check)
+        engine.register("media.leave", self.leave)
+        engine.register("turn.open", self.open_relay)
+        engine.register("turn.echo", self.echo)
+        engine.add_source(self.take)
 
     async def publish(self, target: Mapping[str, str], source: Mapping[str, Any]) -> tuple[int, dict[str, Any], float]:
         """Join as a publisher; its number, its reference for subscribers, and the seconds it took.
@@ -144,11 +141,15 @@ class Media:
         self._reported = current
         return added
 
-    async def aclose(self) -> None:
-        """Leave everything."""
+    async def leave_all(self) -> None:
+        """End all publications, subscriptions and relays; one that cannot end in order is forgotten."""
         for number in [*self._publications, *self._subscriptions, *self._relays]:
             with contextlib.suppress(Exception):
                 await self.leave(number)
+
+    async def aclose(self) -> None:
+        """Leave everything, and free the client."""
+        await self.leave_all()
         for target in self._targets.values():
             await target.close()
         if self._client is not None:

@@ -353,10 +353,16 @@ class Rooms:
         """How many there are."""
         return len(self._members)
 
-    async def aclose(self) -> None:
-        """Leave everything."""
-        for number in list(self._members):
+    async def leave(self) -> None:
+        """Leave everything, a batch at a time, so that nobody is cut off for our being slow."""
+        for index, number in enumerate(list(self._members)):
             self.close(number)
+            if index % HANDSHAKES_MAX == 0:
+                await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        """Leave everything, and free what is shared."""
+        await self.leave()
         if self._http is not None:
             await self._http.aclose()
 

@@ -47,6 +47,7 @@ class Engine:
         self._outgoing = asyncio.Event()
         self._operations: dict[str, Operation] = {}
         self._sources: list[Callable[[], Figures]] = []
+        self._leavers: list[Callable[[], Awaitable[None]]] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._register_rooms()
         self._register_media()
@@ -86,13 +87,18 @@ class Engine:
             self.register(name, operation)
         self.register("settle", self._settle)
         self.register("resume", self._resume)
+        self.register("leave", self._leave)
         self.register("burn", self._burn)
+        self._leavers.append(rooms.leave)
         self._closers.append(rooms.aclose)
 
     def _register_media(self) -> None:
-        from loadtest.engine import media
+        from loadtest.engine.media import Media
 
-        self._closers.append(media.register(self))
+        media = Media()
+        media.register(self)
+        self._leavers.append(media.leave_all)
+        self._closers.append(media.aclose)
 
     async def run(self) -> None:
         """Serve until the other end is closed."""
@@ -181,6 +187,11 @@ class Engine:
         """Send nothing new, wait for what is under way, and for the report that counts it."""
         self.rooms.settle()
         await asyncio.sleep(seconds + REPORT_INTERVAL)
+
+    async def _leave(self) -> None:
+        """End all connections, sessions and relays: a test is over, the next may come."""
+        for leave in self._leavers:
+            await leave()
 
     async def _resume(self) -> None:
         self.rooms.resume()
