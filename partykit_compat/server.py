@@ -218,18 +218,15 @@ class Server(DurableObject):
         await self._ensure_started()
         connection_id = connection_id_of(request.url)
         protocol = next((offer for offer in request.protocols if offer in self.protocols), None)
-        try:
-            tags = check_tags(connection_id, await self.get_connection_tags(connection_id, request))
-        except Exception as error:
-            await self._report(error, "get_connection_tags")
-            self.ctx.accept_web_socket(ws, (), protocol)
-            ws.close(1011, "invalid connection tags")
-            return None
+        tags = await self._tags_of(connection_id, request)
         older = list(self.get_connections(connection_id)) if self.replace_duplicates else []
         try:
             self.ctx.accept_web_socket(ws, tags, protocol)
         except LimitExceeded:
             return HttpResponse.of("The room is full.", 503, {"retry-after": "5"})
+        if not tags:
+            ws.close(1011, "invalid connection tags")
+            return None
         connection = Connection.begin(ws, connection_id)
         for duplicate in older:
             duplicate.close(4000, "replaced")
@@ -240,6 +237,18 @@ class Server(DurableObject):
             await self._report(error, "on_connect")
             connection.close(1011, "on_connect failed")
         return None
+
+    async def _tags_of(self, connection_id: str, request: UpgradeRequest) -> list[str]:
+        """Return the tags, the id first; none if one of them is impossible."""
+        try:
+            check_tags(connection_id, ())
+        except ValueError:  # the client's doing, so not worth a line of the log
+            return []
+        try:
+            return check_tags(connection_id, await self.get_connection_tags(connection_id, request))
+        except Exception as error:
+            await self._report(error, "get_connection_tags")
+            return []
 
     def web_socket_message(self, ws: WebSocket, message: Frame) -> Coroutine[Any, Any, None]:
         """Run `on_message`."""

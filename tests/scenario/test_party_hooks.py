@@ -303,6 +303,12 @@ class TestRefusals:
                 client = await rooms.connect("r", id=bad)
                 assert await client.closed() == (1011, "invalid connection tags")
 
+    async def test_an_impossible_id_of_a_client_is_no_error_of_the_room(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with serve_rooms(Bare) as rooms:
+            client = await rooms.connect("r", id="x" * 257)
+            assert await client.closed() == (1011, "invalid connection tags")
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
     async def test_a_client_refused_for_its_tags_is_none_of_the_rooms(self) -> None:
         class Tags(Server):
             async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> list[str]:
