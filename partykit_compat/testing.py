@@ -177,12 +177,23 @@ class TestRooms:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
     ) -> HttpResponse:
-        """Send an HTTP request, through `on_before_request`; returns the whole answer.
+        """Send an HTTP request to a room, through `on_before_request`; returns the whole answer.
 
         Args:
             path: what follows the room in the URL, query included.
         """
-        raw_path, _, query = f"/parties/{party}/{room}{path}".partition("?")
+        whole = f"/parties/{party}/{room}{path}"
+        return await self.request(whole, method=method, headers=headers, body=body)
+
+    async def request(
+        self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> HttpResponse:
+        """Send an HTTP request that may name a room or not, as for `on_fetch`; returns the whole answer.
+
+        Args:
+            path: of the URL, query included.
+        """
+        raw_path, _, query = path.partition("?")
         scope = {
             "type": "http",
             "method": method,
@@ -224,7 +235,7 @@ class TestRooms:
         await self.settle()
 
     async def run_alarm(self) -> bool:
-        """Move the clock to the next alarm of any room and run it; False if there is none."""
+        """Move the clock to the next alarm of any room, or cron of any party, and run it; False if there is none."""
         await self.settle()
         now = self.clock.unix_ms()
         due = await self._drivers.ports.alarms.next_due_ms(-1)

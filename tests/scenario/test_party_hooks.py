@@ -115,7 +115,7 @@ class TestFetch:
             async def on_fetch(request: HttpRequest, lobby: Lobby) -> HttpResponse | None:
                 if request.url.endswith("/raise"):
                     raise RuntimeError("secret detail")
-                if request.url.endswith("/hello"):
+                if request.url.endswith("/hello?x=1"):
                     room = await lobby.parties["main"].get("r").fetch("/x")
                     return HttpResponse.of(
                         [lobby.name, lobby.env, await room.text(), request.header("x-partykit-props")]
@@ -123,31 +123,12 @@ class TestFetch:
                 return None
 
         async with serve_rooms(Site, env="mine") as rooms:
-
-            async def get(path: str) -> tuple[int, bytes]:
-                scope = {
-                    "type": "http",
-                    "method": "GET",
-                    "scheme": "http",
-                    "path": path,
-                    "headers": [(b"x-partykit-props", b"{}")],
-                }
-                sent: list[Any] = []
-
-                async def receive() -> Any:
-                    return {"type": "http.request", "body": b"", "more_body": False}
-
-                async def send(message: Any) -> None:
-                    sent.append(message)
-
-                await rooms._routes(scope, receive, send)
-                return sent[0]["status"], sent[1]["body"]
-
-            assert await get("/hello") == (200, b'[null,"mine","Not implemented",null]')
-            assert await get("/elsewhere") == (404, b"Not found")
-            status, body = await get("/raise")
-            assert status == 500
-            assert b"secret" not in body
+            hello = await rooms.request("/hello?x=1", headers={"x-partykit-props": "{}"})
+            assert (hello.status, await hello.json()) == (200, [None, "mine", "Not implemented", None])
+            nothing = await rooms.request("/elsewhere", method="POST", body=b"x")
+            assert (nothing.status, await nothing.text()) == (404, "Not found")
+            failed = await rooms.request("/raise")
+            assert (failed.status, "secret" in await failed.text()) == (500, False)
 
     async def test_route_party_request_says_whether_a_room_took_it(self) -> None:
         async with serve_rooms(Bare) as rooms:
