@@ -56,7 +56,11 @@ class Row:
             return "–"
         middle, least, most = cell
         shown = show(middle, self.unit)
-        return shown if least == most else f"{shown} ({show(least, self.unit)} – {show(most, self.unit)})"
+        if least == most:
+            return shown
+        (low, _, low_unit), (high, _, high_unit) = (show(end, self.unit).partition(" ") for end in (least, most))
+        same = low_unit == high_unit == shown.partition(" ")[2]
+        return f"{shown} ({low} – {high})" if same else f"{shown} ({low} {low_unit} – {high} {high_unit})"
 
     @property
     def best(self) -> int | None:

@@ -44,7 +44,7 @@ def test_rounds_of_a_target_are_shown_by_median_and_range() -> None:
     runs = [record(server_cpu=share) for share in (0.1, 0.9, 0.2)]
     (row,) = [row for row in report.rows(report.by_target(runs)) if row.title == "server CPU"]
     assert row.cells[0] == pytest.approx((0.2, 0.1, 0.9))
-    assert row.text(0) == "20.0 % of a core (10.0 % of a core – 90.0 % of a core)"
+    assert row.text(0) == "20.0 % of a core (10.0 – 90.0)"
 
 
 def test_targets_stand_side_by_side_and_the_better_one_is_marked() -> None:
