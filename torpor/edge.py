@@ -25,6 +25,7 @@ logger = logging.getLogger("torpor.http")
 
 PREFLIGHT_MAX_AGE_S = 7200
 NOT_LOCAL = "a development server is used as localhost or a loopback address"
+NOT_ALLOWED = "pages of this origin may not connect or make requests"
 CLIENT_CLOSED_REQUEST = 499
 """Not sent: how a request whose client went away is counted."""
 
@@ -62,6 +63,14 @@ class Cors:
         if origin in self._origins:
             return True
         return "*" in self._origins and (not self._local_only or is_local_name(origin.lower().partition("://")[2]))
+
+    def refuses(self, origin: str | None) -> bool:
+        """Whether a request is not even made: where no bearer protects from what pages send without asking."""
+        return self._any_request and origin is not None and not self.allows(origin)
+
+    def is_preflight(self, headers: Headers) -> bool:
+        """Whether a request by `OPTIONS` asks for permission (Fetch §3.2.2): where any may be made it may be one."""
+        return not self._any_request or "access-control-request-method" in headers
 
     def preflight_headers(self) -> list[tuple[bytes, bytes]]:
         """What the answer to an `OPTIONS` preflight has besides."""
@@ -138,7 +147,9 @@ class Edge:
         try:
             if self._local_only and not is_local_name(headers.get("host", "").lower()):
                 await respond(send_with_headers, 403, envelope("forbidden", NOT_LOCAL))
-            elif cors is not None and scope["method"] == "OPTIONS":
+            elif cors is not None and cors.refuses(headers.get("origin")):
+                await respond(send_with_headers, 403, envelope("forbidden", NOT_ALLOWED))
+            elif cors is not None and scope["method"] == "OPTIONS" and cors.is_preflight(headers):
                 await respond(send_with_headers, 204, headers=cors.preflight_headers())
             else:
                 await self._app(scope, receive, send_with_headers)
@@ -164,7 +175,7 @@ class Edge:
         if self._local_only and not is_local_name(headers.get("host", "").lower()):
             await deny(send, NOT_LOCAL)
         elif origin is not None and rule is not None and not rule.allows(origin):
-            await deny(send, "pages of this origin may not connect")
+            await deny(send, NOT_ALLOWED)
         else:
             await self._app(scope, receive, send)
 

@@ -130,11 +130,17 @@ class TestRooms:
 
     async def test_cors_is_as_for_websockets(self, server: Server) -> None:
         async with httpx.AsyncClient(base_url=server.url) as http:
-            ours = await http.options("/parties/main/r", headers={"origin": "http://localhost:5173"})
+            preflight = {"origin": "http://localhost:5173", "access-control-request-method": "PUT"}
+            ours = await http.options("/parties/main/r", headers=preflight)
             assert ours.headers["access-control-allow-origin"] == "http://localhost:5173"
             assert ours.headers["access-control-allow-methods"] == "*"
+            plain = await http.options("/parties/main/r", headers={"origin": "http://localhost:5173"})
+            assert plain.json() == [None, None]  # asks for no permission: it is the room's
             theirs = await http.get("/parties/main/r", headers={"origin": "https://evil.example"})
             assert "access-control-allow-origin" not in theirs.headers
+            assert theirs.status_code == 403
+            forged = await http.put("/parties/main/r", content=b"x", headers={"origin": "https://evil.example"})
+            assert forged.status_code == 403
 
     async def test_no_other_path_is_a_websocket(self, server: Server) -> None:
         for path in ("/", "/healthz", "/v1/rooms", "/parties/main"):
