@@ -85,6 +85,8 @@ class PartyRoutes:
         for name, cls in parties.items():
             if not is_party_name(name):
                 raise ValueError(f"a party is named by lower-case letters, digits, '_' and '-', not {name!r}")
+            if cls.on_fetch not in (Server.on_fetch, getattr(parties.get("main"), "on_fetch", None)):
+                logger.warning("on_fetch of party %s is never asked: only that of main is", name)
             self._namespaces[name] = host.register(name, cls, context)
             self._parties[name] = PartyNamespace(name, self._namespaces[name])
         # Also without crons: alarms of those that were taken out must find somebody who lets them go.

@@ -130,6 +130,19 @@ class TestFetch:
             failed = await rooms.request("/raise")
             assert (failed.status, "secret" in await failed.text()) == (500, False)
 
+    async def test_an_on_fetch_that_nobody_asks_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Site(Server):
+            @staticmethod
+            async def on_fetch(request: HttpRequest, lobby: Lobby) -> HttpResponse | None:
+                return HttpResponse.of("never")
+
+        async with serve_rooms({"main": Bare, "site": Site}) as rooms:
+            assert (await rooms.request("/x")).status == 404
+            assert "on_fetch of party site is never asked" in caplog.text
+        caplog.clear()
+        async with serve_rooms({"main": Site, "site": Site}):
+            assert "never asked" not in caplog.text
+
     async def test_route_party_request_says_whether_a_room_took_it(self) -> None:
         async with serve_rooms(Bare) as rooms:
             sent: list[Any] = []
