@@ -119,7 +119,7 @@ class Server(DurableObject):
         await self.on_alarm()
 
     async def on_exception(self, error: Exception) -> None:
-        """A hook has raised, which has been logged; what it does to the client does not change."""
+        """A hook has raised, which is logged in any case; what it does to the client does not change."""
 
     async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> Iterable[str]:
         """Return tags for a connection; its id becomes the first. At most 10 in all, each 1 to 256 bytes."""
