@@ -313,6 +313,8 @@ class TurnEndpoint:
 
     def admit(self, connection: _Connection) -> int | None:
         """A number for the connection, or None when there are enough."""
+        if (former := self._by_five_tuple.get(connection.five_tuple)) is not None:
+            former.end()
         source = connection.five_tuple.client.ip
         if len(self._connections) >= self._settings.connections_max or not self._per_source.take(source):
             self.counters["connections_refused"] += 1
@@ -467,6 +469,7 @@ class _Connection(asyncio.Protocol):
     def join(self, number: int) -> None:
         """From now on the bytes are those of a peer."""
         self.peer = number
+        self.read_raw(True)  # it was not read while a look-up took its time; the peer's side may say no again
         if not self._endpoint.peers.join(number, self, self._framer.take_rest()):
             self.finish()
 
@@ -536,7 +539,8 @@ class _Connection(asyncio.Protocol):
         settings = self._endpoint.settings
         if self._tls is not None and not self._tls.established:
             return "tls_handshake_timeout" if now - self._since > settings.frame_timeout else ""
-        if has_allocation or self.peer is not None:
+        closing = self._transport is None or self._transport.is_closing()  # and the client has to take what is left
+        if not closing and (has_allocation or self.peer is not None):
             self._since = now
         partial_since = self._framer.partial_since
         if partial_since is not None and now - partial_since > settings.frame_timeout:
@@ -547,6 +551,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Closed by either side."""
+        self._gone()
+
+    def _gone(self) -> None:
         origin, self._origin = self._origin, None
         if origin is not None:
             self._endpoint.forget(self, origin.connection)
@@ -561,6 +568,11 @@ class _Connection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def end(self) -> None:
+        """The client is gone: it has connected anew from the same port, which showed before this one was read."""
+        self.abort()
+        self._gone()
 
 
 def _bound(address: IPAddress, port: int, kind: int, *, reuse_port: bool = False) -> socket.socket:

@@ -7,6 +7,8 @@ from turn.errors import StreamError
 from wire.stun import HEADER_BYTES
 
 _CONNECTION_BIND_REQUEST = b"\x00\x0b"
+_CONNECTION_BINDS_MAX = 16
+"""Of one stream: a challenge, a stale nonce and some mistakes. Each ends a batch, so many would cost much."""
 
 
 class StreamFramer:
@@ -18,7 +20,7 @@ class StreamFramer:
     `take_rest` ends the framing.
     """
 
-    __slots__ = ("_buffer", "_messages", "held", "partial_since")
+    __slots__ = ("_binds", "_buffer", "_messages", "held", "partial_since")
 
     held: bool
     """A ConnectionBind has been cut, and what is behind it waits for its answer."""
@@ -27,6 +29,7 @@ class StreamFramer:
     """When the unfinished message began to arrive; None between messages."""
 
     def __init__(self) -> None:
+        self._binds = 0
         self._buffer = b""
         self._messages: list[bytes] = []
         self.held = False
@@ -36,7 +39,8 @@ class StreamFramer:
         """Take what arrived.
 
         Raises:
-            StreamError: a message begins with a byte that is neither STUN nor ChannelData. Messages before it stand.
+            StreamError: a message begins with a byte that is neither STUN nor ChannelData, or is a ConnectionBind too
+                many. Messages before it stand.
         """
         had_partial = bool(self._buffer)
         buffer = self._buffer + data if had_partial else data
@@ -47,8 +51,9 @@ class StreamFramer:
                 end = at + _message_size(buffer, at)
                 if end > size or size - at < CHANNEL_HEADER_BYTES:
                     break
+                if buffer[at : at + 2] == _CONNECTION_BIND_REQUEST:
+                    self._count_bind()
                 self._messages.append(buffer[at:end])
-                self.held = buffer[at : at + 2] == _CONNECTION_BIND_REQUEST
                 at = end
         finally:
             self._buffer = buffer[at:]
@@ -56,6 +61,12 @@ class StreamFramer:
                 self.partial_since = None
             elif at or not had_partial or self.partial_since is None:
                 self.partial_since = now
+
+    def _count_bind(self) -> None:
+        self._binds += 1
+        if self._binds > _CONNECTION_BINDS_MAX:
+            raise StreamError(f"more than {_CONNECTION_BINDS_MAX} ConnectionBinds")
+        self.held = True
 
     def resume(self, now: float) -> None:
         """The ConnectionBind was refused: go on cutting.

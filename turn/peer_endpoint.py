@@ -183,7 +183,9 @@ class PeerEndpoint:
             return False
         peer.client = client
         if first:
-            self.client_said(number, first)
+            peer.write(first)  # which may show that the peer has left
+        if number not in self._peers:
+            return False
         peer.pause_reading("unclaimed", False)
         return True
 

@@ -146,8 +146,10 @@ class RelayPool:
         return self._sockets(relay.tcp).usage(relay.handle)
 
     def may_connect(self, peer: TransportAddress) -> bool:
-        """Whether a TCP relay may call `peer`: of our own addresses only another TCP relay, for the ports that
-        datagrams may reach there are other programs' over TCP."""
+        """Whether a TCP relay and `peer` may call each other.
+
+        Of our own addresses only another TCP relay: the ports that datagrams may reach are other programs' over TCP.
+        """
         if self._policy.check(peer.ip) is Verdict.RESTRICTED:
             return peer in self._tcp_relays
         return self._policy.check_endpoint(peer)

@@ -204,7 +204,11 @@ class TurnServer:
             now: monotonic clock, in seconds.
         """
         allocation = self._tcp_allocations.get(handle)
-        if allocation is None or not allocation.relays[0].permissions.covers(peer.ip, now):
+        if (
+            allocation is None
+            or not allocation.relays[0].permissions.covers(peer.ip, now)
+            or not self._pool.may_connect(peer)
+        ):
             self.counters["peers_not_permitted"] += 1
             return None
         connection = self._peers.accepted(allocation.five_tuple, allocation.username, peer, now)

@@ -7,6 +7,8 @@ import hashlib
 import os
 import socket
 import ssl
+import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -17,7 +19,7 @@ import pytest
 from tests.support.turn_harness import TCP_RELAY
 from tests.support.turn_sockets import PASSWORD, PATIENCE, PEER_HOST, USER, Client, code, eventually, serving
 from turn.credentials import derive_keys
-from turn.service import TurnService
+from turn.service import TurnService, TurnSettings
 from wire import stun
 from wire.stun import Attr, Message, MessageClass, Method, TransportAddress
 
@@ -53,14 +55,14 @@ class DataConnection:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def open(cls, service: TurnService, *, tls: bool = False) -> DataConnection:
+    async def open(cls, service: TurnService, *, tls: bool = False, port: int = 0) -> DataConnection:
         context = None
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        port = service.tls_port if tls else service.port
-        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=context))
+        where = service.tls_port if tls else service.port
+        return cls(*await asyncio.open_connection("127.0.0.1", where, ssl=context, local_addr=("127.0.0.1", port)))
 
     async def bind(self, number: int, early: bytes = b"", user: str = USER) -> int:
         """Returns the error code, 0 for success. `early` travels in the segment of the request."""
@@ -87,6 +89,23 @@ class DataConnection:
     async def close(self) -> None:
         self.writer.transport.abort()
         await asyncio.sleep(0)
+
+
+async def fill(writer: asyncio.StreamWriter) -> None:
+    """Write until nothing more is taken for a while."""
+    writer.transport.set_write_buffer_limits(0)
+    try:
+        while True:
+            writer.write(MEGABYTE)
+            await asyncio.wait_for(writer.drain(), 0.3)
+    except TimeoutError:
+        pass
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection without a goodbye."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 class PeerServer:
@@ -199,14 +218,56 @@ class TestBytes:
             await right.close()
 
     async def test_a_refused_bind_leaves_the_stream_a_turn_stream(self) -> None:
-        """Also with thousands of them in one segment."""
+        """Not for ever: each is handled alone, and thousands would hold everybody else up."""
         async with serving(tcp_relays=True) as service, Client.connected(service, "tcp") as client:
             await allocate(client)
             refused = stun.serialize(
                 Method.CONNECTION_BIND, MessageClass.REQUEST, bytes(range(12)), [(Attr.CONNECTION_ID, stun.uint32(7))]
             )
-            client.send(refused * 5000)
+            client.send(refused * 5)
             assert code(await client.request(Method.REFRESH)) == 0
+            client.send(refused * 5000)
+            await eventually(lambda: service.live_counts()["turn_connections"] == 0)
+            assert service.stats().counters["connections_broken"] == 1
+
+
+class TestLookUps:
+    """E6: the password is asked for while a ConnectionBind waits."""
+
+    async def test_e6_tc4_a_claim_that_waited_for_a_look_up_carries_bytes_both_ways(self) -> None:
+        ahead = 0.0
+
+        async def find_password(username: str) -> str | None:
+            await asyncio.sleep(0.05)
+            return PASSWORD
+
+        settings = TurnSettings(
+            port=0, tcp_relays=True, allow_loopback_peers=True, allocations_max=8, connections_max=8,
+            peer_connections_max=8,
+        )  # fmt: skip
+        service = TurnService(
+            settings,
+            find_password=find_password,
+            clock=lambda: time.monotonic() + ahead,
+            wall_clock=lambda: time.time() + ahead,
+        )
+        await service.start()
+        async with PeerServer.listening() as peer, Client.connected(service, "tcp") as client:
+            await allocate(client)
+            ahead = 25.0
+            answer = await connect(client, peer.address)
+            data = await DataConnection.open(service)
+            ahead = 35.0  # what was found is forgotten, and the peer still waits
+            assert await data.bind(answer.uint(Attr.CONNECTION_ID) or 0, b"early ") == 0
+            reader, writer = await peer.connection()
+            data.writer.write(b"late")
+            assert await asyncio.wait_for(reader.readexactly(10), PATIENCE) == b"early late"
+            writer.write(b"and back")
+            assert await asyncio.wait_for(data.reader.readexactly(8), PATIENCE) == b"and back"
+            writer.transport.abort()
+            await data.close()
+        await service.close()
+        assert not any(service.live_counts().values())
 
 
 class TestBackPressure:
@@ -332,6 +393,66 @@ class TestEnds:
                 await asyncio.open_connection(str(relayed.ip), relayed.port)
             writer.transport.abort()
             await data.close()
+
+    async def test_tc5_a_peer_that_left_before_it_was_claimed_ends_the_claimant(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Also when its absence shows in the first bytes for it, which come with the claim."""
+        async with (
+            serving(tcp_relays=True) as service,
+            PeerServer.listening() as peer,
+            Client.connected(service, "tcp") as client,
+        ):
+            await allocate(client)
+            answer = await connect(client, peer.address)
+            _, writer = await peer.connection()
+            reset(writer)
+            data = await DataConnection.open(service)
+            await asyncio.sleep(0.05)
+            assert await data.bind(answer.uint(Attr.CONNECTION_ID) or 0, b"early") == 0
+            assert await data.ended()
+            await data.close()
+            await eventually(lambda: service.live_counts()["turn_peer_connections"] == 0)
+        assert not [record for record in caplog.records if record.name == "asyncio"]
+
+    async def test_t2_a_client_that_never_takes_what_the_peer_said_last_is_cut_off(self) -> None:
+        async with (
+            serving(tcp_relays=True, idle_connection_timeout=0.2) as service,
+            PeerServer.listening() as peer,
+            Client.connected(service, "tcp") as client,
+        ):
+            await allocate(client)
+            answer = await connect(client, peer.address)
+            data = await DataConnection.open(service)
+            assert await data.bind(answer.uint(Attr.CONNECTION_ID) or 0) == 0
+            _, writer = await peer.connection()
+            data.writer.transport.pause_reading()
+            await fill(writer)
+            assert code(await client.request(Method.REFRESH, (Attr.LIFETIME, stun.uint32(0)))) == 0
+            await eventually(lambda: service.live_counts()["turn_connections"] == 0)
+            writer.transport.abort()
+            await data.close()
+
+    async def test_x20_a_client_that_comes_back_from_the_port_of_its_last_connection_leaves_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """While the peer does not read, neither do we: that the last one is gone shows when the next one comes."""
+        async with (
+            serving(tcp_relays=True) as service,
+            PeerServer.listening() as peer,
+            joined(service, peer) as (data, _, writer),
+        ):
+            writer.transport.pause_reading()
+            await fill(data.writer)
+            port = data.writer.get_extra_info("sockname")[1]
+            reset(data.writer)
+            await asyncio.sleep(0.05)
+            again = await DataConnection.open(service, port=port)
+            assert await again.bind(7) == 400
+            assert service.live_counts()["turn_connections"] == 2
+            await again.close()
+            await eventually(lambda: service.live_counts()["turn_connections"] == 1)
+        assert not [record for record in caplog.records if record.name == "asyncio"]
 
     async def test_t2_a_joined_connection_is_not_idle(self) -> None:
         async with (

@@ -133,3 +133,13 @@ class TestConnectionBind:
         framer.receive_data(self.BIND + b"\xff", 0.0)
         with pytest.raises(StreamError):
             framer.resume(0.0)
+
+    def test_t2_more_than_a_client_has_use_for_are_foreign(self) -> None:
+        """Each ends a batch: many in one read would hold everybody else up."""
+        framer = StreamFramer()
+        framer.receive_data(self.BIND * 100, 0.0)
+        for _ in range(15):
+            framer.resume(0.0)
+        with pytest.raises(StreamError):
+            framer.resume(0.0)
+        assert framer.messages_received() == [self.BIND] * 16

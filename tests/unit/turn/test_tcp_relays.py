@@ -268,6 +268,21 @@ class TestPeersThatCall:
         assert called(client.harness, client) is not None
         assert called(client.harness, client, OTHER_PEER) is None
 
+    @pytest.mark.parametrize("peer", [address("8.8.8.8", 53), address(str(RELAY_IPV4), 6000)], ids=["port", "ours"])
+    def test_tc3_the_filter_of_connects_holds(
+        self, harness: Harness, client: TcpClient, peer: TransportAddress
+    ) -> None:
+        """X8, X9: a permission names an address only; this is a port that is denied, or no relay's."""
+        assert code(client.permit(peer)) == 0
+        assert called(harness, client, peer) is None
+        assert harness.server.counters["peers_not_permitted"] == 1
+
+    def test_tc3_x8_another_tcp_relay_may_call(self, harness: Harness, client: TcpClient) -> None:
+        other = TcpClient(harness)
+        (relay,) = relayed(other.allocate())
+        assert code(client.permit(relay)) == 0
+        assert called(harness, client, relay) is not None
+
 
 class TestConnectionBind:
     """RFC 6062 §5.4."""
