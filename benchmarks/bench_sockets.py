@@ -16,7 +16,7 @@ over the bare loop's.
 - *wake*: one connection each in 1,000 rooms that have been idle for 12 s; a message to one after the other, time to its
   echo; *awake* is the same once more.
 - *durable writes*: acknowledged when on disk. One room with 16 connections, then 1,000 rooms with one each, every
-  connection with one write under way.
+  connection with one write under way. The first write of a room makes its files, and is counted apart.
 
     python -m benchmarks.bench_sockets [--quick] [--rounds N] [--idle N] [--only PART,...] [--servers NAME,...]
 """
@@ -169,6 +169,7 @@ class Bench:
                         ("1,000 rooms", [f"many{n}" for n in range(1000)]),
                     ):
                         clients = socket_clients.connect(server, rooms)
+                        self.note(server, f"first writes/s, {label}", socket_clients.first_writes(clients, "w" * 64))
                         self.note(server, f"writes/s, {label}", socket_clients.writes(clients, "w" * 64, seconds))
                         socket_clients.close(clients)
             self.save()

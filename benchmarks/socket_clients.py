@@ -139,6 +139,16 @@ def round_trips(clients: Sequence[socket.socket], text: str) -> list[float]:
     return sorted(times)
 
 
+def first_writes(clients: Sequence[socket.socket], text: str) -> float:
+    """Acknowledged durable writes per second, one of each connection: the first of a room makes its files."""
+    data, begun = masked(text), time.perf_counter()
+    for client in clients:
+        client.sendall(data)
+    for client in clients:
+        assert len(client.recv(4096)) == 2 + len(text)
+    return len(clients) / (time.perf_counter() - begun)
+
+
 def writes(clients: Sequence[socket.socket], text: str, seconds: float) -> float:
     """Acknowledged durable writes per second; each connection has one under way."""
     data, due = masked(text), 2 + len(text)
