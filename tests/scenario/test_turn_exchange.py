@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -253,3 +255,24 @@ class TestLife:
         with pytest.raises(ValueError, match="an exchange for 1 threads"):
             async with serving(exchange=ends[1], threads=2):
                 raise AssertionError("started")
+
+
+class TestForgotten:
+    """Owners that are garbage without having closed anything, as after a start that failed."""
+
+    def test_a_plane_among_garbage_ends_its_threads_before_its_memory_goes(self) -> None:
+        script = """
+import gc
+from turn._relay.plane import Plane
+from wire.exchange import Exchange
+
+media, relays = Exchange(1, 2).ends()
+plane = Plane(relays_max=4, workers=2, exchange=relays)
+plane.start([[], []])
+owner = [plane, media, relays]
+owner.append(owner)
+del plane, media, relays, owner
+gc.collect()
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")

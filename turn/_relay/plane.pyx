@@ -12,6 +12,7 @@ limits, accounts and drops are those of every peer.
 
 import os
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EMSGSIZE, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -376,6 +377,7 @@ cdef void *run(void *argument) noexcept nogil:
     return NULL
 
 
+@cython.no_gc  # no cycle leads through it; the collector would clear `exchange` before the threads have ended
 cdef class Plane(RelayTable):
     cdef Engine *engines
     cdef int notify

@@ -2,6 +2,7 @@
 
 import os
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport uint8_t
@@ -49,8 +50,11 @@ cdef class Exchange:
         return End(self, 0), End(self, 1)
 
 
+@cython.no_gc  # no cycle leads through it; the collector would take the memory from under a plane that nobody closed
 cdef class End:
-    def __cinit__(self, Exchange exchange, int side):
+    def __cinit__(self, Exchange exchange not None, int side):
+        if not 0 <= side <= 1:
+            raise ValueError(f"side {side}")
         self.exchange = exchange
         self.own = &exchange.sides[side]
         self.far = &exchange.sides[1 - side]
