@@ -15,7 +15,7 @@ Where to look:
 | what a request does, in which order, with which code | `server.py` |
 | who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py`, `lookup.py` |
 | which peers may be reached | `policy.py` |
-| peers over TCP | `connections.py` decides, `peer_endpoint.py` carries |
+| peers over TCP | `tcp_relays.py` and `connections.py` decide, `peer_endpoint.py` carries |
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
 | what happens per packet | `_relay/table.pxd` (and `_reference.py`, its plain-Python twin) |

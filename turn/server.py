@@ -27,7 +27,7 @@ from typing import ClassVar
 from turn.allocation import LIFETIME_DEFAULT, Allocation, CloseReason, FiveTuple, Relay, Transport
 from turn.auth import Authenticated, Authenticator
 from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHANNEL_MIN, BindResult, ChannelTable
-from turn.connections import ConnectRequest, PeerConnection, PeerConnections
+from turn.connections import PeerConnection
 from turn.errors import StunRefusal
 from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event, PeerJoined
 from turn.limits import Quota, SourceLimiter, TokenBucket
@@ -37,6 +37,7 @@ from turn.policy import PeerPolicy, Verdict
 from turn.ports import PeerSockets, RelayPlane
 from turn.relaypool import RelayAddress, RelayPool
 from turn.settings import TurnSettings
+from turn.tcp_relays import TcpRelays
 from turn.usage import RelayUsage, add
 from wire import stun
 from wire.errors import StunAttributeError, StunError
@@ -129,14 +130,8 @@ class TurnServer:
             token_bytes=token_bytes,
             tcp=tcp,
         )
-        self._tcp = tcp
-        self._handlers = self._HANDLERS if tcp is None else self._HANDLERS | self._TCP_HANDLERS
-        self._tcp_allocations: dict[int, Allocation] = {}
-        self._peers = PeerConnections(
-            settings.peer_connections_max,
-            settings.peer_connections_per_allocation,
-            lambda: int.from_bytes(token_bytes(4), "big"),
-        )
+        self._tcp = TcpRelays(tcp, self._pool, settings, self.counters, lambda: int.from_bytes(token_bytes(4), "big"))
+        self._handlers = self._HANDLERS | self._TCP_HANDLERS if self._tcp.offered else self._HANDLERS
         self._allocations: dict[FiveTuple, Allocation] = {}
         self._expiries: list[tuple[float, int, FiveTuple]] = []
         self._sequence = 0
@@ -181,9 +176,9 @@ class TurnServer:
 
     def receive_peer_connected(self, number: int, now: float) -> None:
         """The peer that `PeerSockets.connect` called has answered."""
-        connection = self._peers.get(number)
-        if connection is None or (request := self._peers.connected(connection, now)) is None:
+        if (answered := self._tcp.answered(number, now)) is None:
             return
+        connection, request = answered
         key, sha256_key = _signing_keys(request.auth)
         attributes = [(int(Attr.CONNECTION_ID), stun.uint32(number))]
         answer = stun.success_response(request.message, attributes, key=key, sha256_key=sha256_key)
@@ -192,8 +187,8 @@ class TurnServer:
 
     def receive_peer_closed(self, number: int, now: float) -> None:
         """A peer did not answer, or its connection ended."""
-        if (connection := self._peers.get(number)) is not None:
-            self._forget(connection, now)
+        if (connection := self._tcp.left(number)) is not None:
+            self._connect_failed(connection, now)
 
     def receive_peer(self, handle: int, peer: TransportAddress, now: float) -> int | None:
         """A peer called a relayed address (RFC 6062 §5.3): the connection's number, or None to hang up at once (TC3).
@@ -203,25 +198,10 @@ class TurnServer:
             peer: who calls.
             now: monotonic clock, in seconds.
         """
-        allocation = self._tcp_allocations.get(handle)
-        if (
-            allocation is None
-            or not allocation.relays[0].permissions.covers(peer.ip, now)
-            or not self._pool.may_connect(peer)
-        ):
-            self.counters["peers_not_permitted"] += 1
+        if (call := self._tcp.called(handle, peer, now)) is None:
             return None
-        connection = self._peers.accepted(allocation.five_tuple, allocation.username, peer, now)
-        if connection is None:
-            self.counters["peers_over_limit"] += 1
-            return None
-        transaction_id = secrets.token_bytes(12)
-        attributes = [
-            (int(Attr.XOR_PEER_ADDRESS), stun.xor_address(peer, transaction_id)),
-            (int(Attr.CONNECTION_ID), stun.uint32(connection.number)),
-        ]
-        attempt = stun.serialize(Method.CONNECTION_ATTEMPT, MessageClass.INDICATION, transaction_id, attributes)
-        self._to_send.append((allocation.five_tuple, attempt))
+        connection, attempt = call
+        self._to_send.append((connection.owner, attempt))
         return connection.number
 
     def receive_credential(self, username: str, now: float) -> None:
@@ -243,9 +223,8 @@ class TurnServer:
             if five_tuple in self._allocations:
                 self._schedule(allocation)
         self._pool.handle_timeout(now)
-        for connection in self._peers.expired(now):  # TC2, TC5
-            self._hang_up(connection)
-            self._forget(connection, now)
+        for connection in self._tcp.expired(now):
+            self._connect_failed(connection, now)
         for message, waiter in self._waiting.take_expired(now):
             if (answer := self._refuse(message, waiter, StunRefusal(500), None, now)) is not None:
                 self._to_send.append((waiter, answer))
@@ -271,10 +250,8 @@ class TurnServer:
                         relay.permissions.remove(ip)
                         if not relay.tcp:
                             self._plane.forbid(relay.handle, ip)
-            for connection in self._peers.of(allocation.five_tuple):
-                if policy.check(connection.peer.ip) is Verdict.DENIED:
-                    self._hang_up(connection)
-                    self._forget(connection, now)
+            for connection in self._tcp.denied(allocation, policy):
+                self._connect_failed(connection, now)
 
     def drain(self, redirect: Redirect | None = None) -> None:
         """Take no new allocations: 300 to `redirect`, else 508. Those that live go on (R1 to R3)."""
@@ -305,7 +282,7 @@ class TurnServer:
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
         times = []
-        dues = (self._pool.next_timeout(), self._waiting.next_timeout(), self._peers.next_timeout())
+        dues = (self._pool.next_timeout(), self._waiting.next_timeout(), self._tcp.next_timeout())
         times += [due for due in dues if due is not None]
         if self._expiries:
             times.append(self._expiries[0][0])
@@ -336,7 +313,7 @@ class TurnServer:
             "relays": sum(len(a.relays) for a in self._allocations.values()) + self._pool.reservations(),
             "reservations": self._pool.reservations(),
             "transactions": len(self._transactions),
-            "peer_connections": len(self._peers),
+            "peer_connections": len(self._tcp),
             "users": len(self._user_quota),
             "sources": len(self._source_quota),
         }
@@ -362,7 +339,7 @@ class TurnServer:
         try:
             allocation = self._allocations.get(five_tuple)
             auth = self._authenticator.authenticate(
-                message, five_tuple, allocation, now, also=self._control_of(message)
+                message, five_tuple, allocation, now, also=self._tcp.control_of(message)
             )
             if unknown := message.unknown_required(_KNOWN_REQUIRED):
                 raise StunRefusal(420, [(Attr.UNKNOWN_ATTRIBUTES, stun.unknown_attributes(unknown))])
@@ -428,7 +405,7 @@ class TurnServer:
         transport = message.uint(Attr.REQUESTED_TRANSPORT)
         if transport is None:
             raise StunRefusal(400)  # A3
-        tcp = transport >> 24 == _TCP_PROTOCOL and self._tcp is not None
+        tcp = transport >> 24 == _TCP_PROTOCOL and self._tcp.offered
         if not tcp and transport >> 24 != _UDP_PROTOCOL:
             raise StunRefusal(442)  # A4, TC1
         if Attr.MOBILITY_TICKET in message:
@@ -514,7 +491,7 @@ class TurnServer:
 
         self._allocations[five_tuple] = allocation
         if tcp:
-            self._tcp_allocations[relays[0].handle] = allocation
+            self._tcp.opened(allocation)
         self._schedule(allocation)
         for relay in relays:
             self._pool.announce(relay)
@@ -588,39 +565,17 @@ class TurnServer:
         return []
 
     def _connect(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
-        """RFC 6062 §5.2. Answered when the peer has answered; needs no permission, but what one needs (TC2)."""
-        allocation = self._allocations[five_tuple]
-        if self._tcp is None or not allocation.tcp:
-            raise StunRefusal(437)
-        peer = message.address(Attr.XOR_PEER_ADDRESS)
-        if peer is None or peer.port == 0:
-            raise StunRefusal(400)
-        if (relay := allocation.relay_for(peer.ip)) is None:
-            raise StunRefusal(443)
-        if not self._pool.may_connect(peer):
-            raise StunRefusal(403)
-        if not allocation.new_peers.take(1, now):
-            raise StunRefusal(508)  # X15: a relay is no port scanner
-        request = ConnectRequest(message, auth)
-        connection = self._peers.begin(five_tuple, auth.credential.username, peer, request, now)
-        self._tcp.connect(relay.handle, connection.number, peer)
+        """RFC 6062 §5.2. Answered when the peer has answered."""
+        self._tcp.connect(self._allocations[five_tuple], message, auth, now)
         raise _AnsweredLater
-
-    def _control_of(self, message: Message) -> FiveTuple | None:
-        """Clients such as coturn's send a ConnectionBind with the nonce of their control connection."""
-        if message.method != Method.CONNECTION_BIND or (number := message.uint(Attr.CONNECTION_ID)) is None:
-            return None
-        connection = self._peers.get(number)
-        return None if connection is None else connection.owner
 
     def _connection_bind(self, message: Message, five_tuple: FiveTuple, auth: Authenticated, now: float) -> Attributes:
         """RFC 6062 §5.4, on a connection of its own (TC4)."""
-        number = message.uint(Attr.CONNECTION_ID)
-        if number is None or five_tuple.transport is Transport.UDP or five_tuple in self._allocations:
+        if five_tuple.transport is Transport.UDP or five_tuple in self._allocations:
             raise StunRefusal(400)
-        connection = self._peers.claim(number, auth.credential.username)
+        connection = self._tcp.bind(message, auth)
         self._events.append(PeerJoined(five_tuple, connection.number))
-        return [(Attr.CONNECTION_ID, stun.uint32(number))]
+        return [(Attr.CONNECTION_ID, stun.uint32(connection.number))]
 
     # One per method; nothing else is answered (S2).
     _HANDLERS: ClassVar[dict[int, Callable[[TurnServer, Message, FiveTuple, Authenticated, float], Attributes]]] = {
@@ -677,13 +632,8 @@ class TurnServer:
         if not relay.tcp:
             self._plane.permit(relay.handle, ip, expires_at)
 
-    def _hang_up(self, connection: PeerConnection) -> None:
-        assert self._tcp is not None
-        self._tcp.close_connection(connection.number)
-
-    def _forget(self, connection: PeerConnection, now: float) -> None:
-        """A peer connection is closed; a Connect that still waits for it has failed."""
-        self._peers.remove(connection)
+    def _connect_failed(self, connection: PeerConnection, now: float) -> None:
+        """A connection with a peer is gone; answer the Connect that still waits for it, if any."""
         request = connection.request
         if request is not None:
             refusal = StunRefusal(447)
@@ -718,10 +668,7 @@ class TurnServer:
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
         if allocation.tcp:
-            del self._tcp_allocations[allocation.relays[0].handle]
-            for connection in self._peers.of(allocation.five_tuple):  # TC5
-                self._hang_up(connection)
-                self._peers.remove(connection)
+            self._tcp.closed(allocation)
         usage = add(allocation.carried, *(self._pool.close(relay) for relay in allocation.relays))
         self._user_quota.release(allocation.quota_identity)
         self._source_quota.release(allocation.five_tuple.client.ip)

@@ -263,7 +263,7 @@ class TestPeersThatCall:
         assert harness.peers.closed == [second]
 
     def test_x14_too_many_are_hung_up(self, client: TcpClient) -> None:
-        client.harness.server._peers._allocation_max = 1
+        client.harness.server._tcp._connections._allocation_max = 1
         client.permit(PEER)
         assert called(client.harness, client) is not None
         assert called(client.harness, client, OTHER_PEER) is None
