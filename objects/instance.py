@@ -438,7 +438,9 @@ class Instance:
         try:
             handler = getattr(self.object, "web_socket_message", None)
             started = None if handler is None else steps.take(self._context.copy(), handler, ws, data)
-        except (Exception, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # as a task would: other connections' messages come after this one
             started = None
             if self.state is not _GONE:
                 meter.errors += 1
@@ -461,6 +463,7 @@ class Instance:
         """Its first step has been taken, and it waits: from here on it is an event like any other."""
         if self.state is State.GONE:
             started.close()
+            started.task.cancel()
             return
         self.blockers.add(EVENT)
         self._events.add(event)

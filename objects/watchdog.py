@@ -5,7 +5,7 @@ of life; if none comes it sends the main thread a signal, whose handler runs bet
 is in the way. Whose it is, the context says. That code is ended by an exception, and its object reset.
 
 Nothing is done per event or per step. Only Python code can be stopped, and calls that a signal interrupts, such as
-`time.sleep`: a call into C that computes is waited for.
+`time.sleep` and waiting for a lock: a call into C that computes is waited for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIRM_S = 0.25
 """The same step has to be seen twice, so far apart: a process that was stopped and goes on is not at fault."""
 
 _RUNTIME = frozenset(
-    {"objects", "hibernation", "partykit_compat", "torpor", "asyncio", "logging", "threading", "signal"}
+    {"objects", "hibernation", "partykit_compat", "torpor", "sfu", "turn", "wire", "asyncio", "logging", "signal"}
 )
 """Packages that are never interrupted in the middle: what they were doing is others' business, too."""
 
@@ -83,24 +83,38 @@ class Watchdog:
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
         scope = current_scope.get()
-        inner, outer = _users_frames(frame)
-        if scope is None or inner is None or self._seen.is_set():
+        frames = _users_frames(frame)
+        if scope is None or not frames or self._seen.is_set():
             return
-        if outer is not self._suspect:  # no step is taken twice without the loop between them
-            self._suspect = outer
+        if frames[-1] is not self._suspect:  # no step is taken twice without the loop between them
+            self._suspect = frames[-1]
             return
         self._suspect = None
-        if inner is frame:
-            self._end(scope.instance, inner)
+        if frames[0] is frame:
+            self._end(scope.instance, frame)
         else:
-            # The runtime is at work for it: when it is back. Raising from there ends the tracing, too.
-            def back(_: FrameType, event: str, __: Any) -> Any:
-                if event == "line":
-                    self._end(scope.instance, inner)
-                return back
+            self._end_when_back(scope.instance, frames)
 
-            inner.f_trace = back
-            sys.settrace(lambda *_: None)
+    def _end_when_back(self, instance: Instance, frames: list[FrameType]) -> None:
+        """The runtime is at work for code that is to end: it ends with the next line that it comes to by itself."""
+        step = frames[-1]
+        watching, before = True, sys.gettrace()
+
+        def back(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal watching
+            if not watching:  # a coroutine's frame that goes on after its step
+                return None
+            if event == "line":
+                watching = False
+                self._end(instance, frame)  # raising from here ends the tracing, too
+            if event == "return" and frame is step:  # the loop has its thread back
+                watching = False
+                sys.settrace(before)
+            return back
+
+        for frame in frames:
+            frame.f_trace = back
+        sys.settrace(lambda *_: None)
 
     def _end(self, instance: Instance, frame: FrameType) -> NoReturn:
         where = f"{frame.f_code.co_name} in {frame.f_code.co_filename}, line {frame.f_lineno}"
@@ -111,14 +125,23 @@ class Watchdog:
         raise Aborted(str(error))
 
 
-def _users_frames(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
-    """Return the innermost and the outermost frame of an object's code, in the loop's present callback."""
-    inner = outer = None
+def _users_frames(frame: FrameType | None) -> list[FrameType]:
+    """Return the frames of an object's code in the loop's present callback, the innermost first.
+
+    What the standard library does is its caller's doing: part of an object's code, or of the runtime.
+    """
+    found: list[FrameType] = []
+    library: list[FrameType] = []
     while frame is not None:
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package == "asyncio" and frame.f_code.co_name in _LOOP:
             break
-        if package not in _RUNTIME:
-            inner, outer = inner or frame, frame
+        if package in _RUNTIME:
+            library.clear()
+        else:
+            library.append(frame)
+            if package not in sys.stdlib_module_names:
+                found += library
+                library.clear()
         frame = frame.f_back
-    return inner, outer
+    return found

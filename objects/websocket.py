@@ -61,6 +61,11 @@ class WebSocket:
         return ReadyState.CLOSING if self._closing and state is ReadyState.OPEN else state
 
     @property
+    def has_closed(self) -> bool:
+        """Whether `close` was called in this life of the object; the peer may send until it has answered."""
+        return self._closing
+
+    @property
     def info(self) -> ConnectionInfo | None:
         """URL, protocol, tags and time of the upgrade; survives hibernation."""
         return self._connections.info(self.connection_id)
@@ -121,7 +126,10 @@ class WebSocket:
             raise UsageError("a close reason needs a code")
         if len(reason.encode()) > MAX_REASON_BYTES:
             raise UsageError(f"a close reason has at most {MAX_REASON_BYTES} bytes")
-        if self.failed or self._closing or self.ready_state in (ReadyState.CLOSING, ReadyState.CLOSED):
+        if self.failed or self._closing:
+            return
+        if self.ready_state in (ReadyState.CLOSING, ReadyState.CLOSED):
+            self._closing = True  # of no use to the peer, but messages may wait here
             return
         if self.answer is None and self.ready_state is ReadyState.CONNECTING:
             raise UsageError("the WebSocket has not been accepted")

@@ -22,9 +22,13 @@ def connection_id_of(url: str) -> str:
 
     It is a name, not authentication: any client may ask for any id.
     """
+    return given_id(url) or "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def given_id(url: str) -> str:
+    """Return the id that a client asks for; empty if it asks for none."""
     query = url.partition("?")[2].partition("#")[0]  # `urlsplit` refuses some hosts that a client may claim
-    given = next((value for key, value in parse_qsl(query) if key == "_pk"), "")
-    return given or "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+    return next((value for key, value in parse_qsl(query) if key == "_pk"), "")
 
 
 class Connection:

@@ -83,6 +83,10 @@ class CronKeeper(DurableObject):
         if expression is None:  # taken out of the class
             return
         cron = Cron(info.name, expression, info.scheduled_time, info.retry_count)
+        if info.retry_count and not cron.is_tried_again(self._context.now_ms()):
+            # One that hangs is stopped from outside: what comes next must not hang on its end.
+            await self._set(info.name, expression)
+            await self.ctx.storage.sync()
         try:
             await self._context.run(cron)
         except Exception:

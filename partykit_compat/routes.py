@@ -21,10 +21,11 @@ from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse
 from objects.namespace import ObjectNamespace
+from partykit_compat.connection import given_id
 from partykit_compat.crons import Cron, CronContext, CronKeeper, next_run_ms
 from partykit_compat.names import MAX_ROOM_BYTES, RoomAddress, is_party_name, parse_path
 from partykit_compat.parties import Lobby, PartyContext, PartyNamespace
-from partykit_compat.server import Close, Server
+from partykit_compat.server import MAX_TAG_BYTES, Close, Server
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class PartyRoutes:
     async def _connect(self, address: RoomAddress, scope: Scope, receive: Receive, send: Send) -> None:
         upgrade: Upgrade | None = scope.get("extensions", {}).get(UPGRADE_EXTENSION)
         namespace = self._namespaces.get(address.party)
-        if upgrade is None or namespace is None or len(address.room) > MAX_ROOM_BYTES:
+        if upgrade is None or namespace is None or len(address.room.encode()) > MAX_ROOM_BYTES:
             status, text = (501, "This server parks no WebSockets") if upgrade is None else (400, "Invalid request")
             await _deny(send, HttpResponse.of(text, status))
             return
@@ -156,12 +157,15 @@ class PartyRoutes:
         if isinstance(answer, Close):
             await upgrade.close(answer.code, answer.reason)
             return
+        if len(given_id(answer.url).encode()) > MAX_TAG_BYTES:
+            await upgrade.close(1011, f"_pk has at most {MAX_TAG_BYTES} bytes")  # wakes no room, logs nothing
+            return
         upgrade.url, upgrade.headers = answer.url, answer.headers
         await upgrade.hand_to(namespace.id_from_name(address.room), refuse_with_close=by_close)
 
     async def _request(self, address: RoomAddress, scope: Scope, receive: Receive, send: Send) -> None:
         namespace = self._namespaces.get(address.party)
-        if namespace is None or len(address.room) > MAX_ROOM_BYTES:
+        if namespace is None or len(address.room.encode()) > MAX_ROOM_BYTES:
             await PlainTextResponse("Invalid request", 400)(scope, receive, send)
             return
         if self._cors:

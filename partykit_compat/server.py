@@ -99,7 +99,7 @@ class Server(DurableObject):
         """A client has been accepted. If this raises, it gets 101 and then 1011."""
 
     async def on_message(self, connection: Connection, message: Frame) -> None:
-        """A message has come. If this raises, the connection stays."""
+        """A message has come. If this raises, the connection stays. None comes after the room has called `close`."""
 
     async def on_close(self, connection: Connection, code: int, reason: str, was_clean: bool) -> None:
         """A connection has ended: 1005 without a status, 1006 without a close frame. It is in no list any more."""
@@ -251,7 +251,9 @@ class Server(DurableObject):
             return []
 
     def web_socket_message(self, ws: WebSocket, message: Frame) -> Coroutine[Any, Any, None]:
-        """Run `on_message`."""
+        """Run `on_message`, unless the room has closed the connection: a client it has refused need not care."""
+        if ws.has_closed:
+            return _nothing()
         if self._started and not self.ordered and not self._reports:
             return self.on_message(Connection(ws), message)
         return self._message_in_turn(ws, message)
@@ -264,7 +266,8 @@ class Server(DurableObject):
             return
         turn = self._turns.setdefault(connection, asyncio.Lock())
         async with turn:
-            await self._reported(self.on_message(connection, message))
+            if not ws.has_closed:
+                await self._reported(self.on_message(connection, message))
 
     async def web_socket_close(self, ws: WebSocket, code: int, reason: str, was_clean: bool) -> None:
         """Run `on_close`, unless `on_error` told the end already."""
@@ -351,6 +354,10 @@ class Server(DurableObject):
         if all(ws is leaving for ws in self.ctx.get_web_sockets()):
             self._present.set()
             self._present = None
+
+
+async def _nothing() -> None:
+    """What a message is to a room that has closed its connection."""
 
 
 def check_tags(connection_id: str, tags: Iterable[str]) -> list[str]:

@@ -21,6 +21,10 @@ world = conftest.world
 who: ContextVar[str] = ContextVar("who", default="nobody")
 
 
+class Fatal(BaseException):
+    pass
+
+
 class Room(DurableObject):
     """Does what a message says."""
 
@@ -35,6 +39,13 @@ class Room(DurableObject):
                 await self.ctx.sleep(5)
             case "raise":
                 raise ValueError("no")
+            case "raise no Exception":
+                raise Fatal("no")
+            case "abort and go on":
+                try:
+                    self.ctx.abort("enough")
+                except asyncio.CancelledError:
+                    await self.ctx.sleep(5)
             case "abort":
                 self.ctx.abort("enough")
             case "section":
@@ -226,3 +237,20 @@ async def test_a_hibernated_instance_is_freed_without_the_garbage_collector(room
         assert seen() is None
     finally:
         gc.enable()
+
+
+async def test_what_a_handler_raises_is_no_other_connections_affair_whatever_its_type(
+    room: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await room.client(), await room.client()
+    assert await room.now((one, "raise no Exception"), (two, "hi")) == [True, True]
+    assert two.received == ["hi"]
+    assert "message handler raised" in caplog.text
+
+
+async def test_a_handler_that_waits_after_an_abort_leaves_no_task(room: Setup) -> None:
+    client = await room.client()
+    assert await room.now((client, "abort and go on")) == [True]
+    await room.host.settle()
+    await spin()
+    assert len([task for task in asyncio.all_tasks() if task.get_name() == "spare"]) <= 1

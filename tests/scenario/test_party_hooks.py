@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -106,6 +107,23 @@ class TestRequests:
         async with serve_rooms(Bare) as rooms:
             assert (await rooms.fetch("x" * 1025)).status == 400
             assert (await rooms.fetch("x" * 1024)).status == 404  # of the room: no `on_request`
+            sent: list[Any] = []
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            # Bytes that no client should send as they are take two each in the object's name.
+            raw_path = b"/parties/main/" + b"\xe9" * 513
+            scope = {
+                "type": "http",
+                "method": "GET",
+                "scheme": "http",
+                "path": "/",
+                "raw_path": raw_path,
+                "headers": [],
+            }
+            await rooms._routes(scope, asyncio.Event().wait, send)
+            assert sent[0]["status"] == 400
 
 
 class TestFetch:
@@ -291,17 +309,51 @@ class TestRefusals:
         with pytest.raises(ValueError):
             Close(code, reason)
 
-    async def test_24_an_id_or_tag_that_is_too_long_in_utf_8_is_1011(self) -> None:
+    async def test_24_an_id_that_is_too_long_in_utf_8_is_1011_and_neither_wakes_nor_logs(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with serve_rooms(Bare) as rooms:
             for bad in ("x" * 257, "ü" * 129):
                 client = await rooms.connect("r", id=bad)
-                assert await client.closed() == (1011, "invalid connection tags")
-
-    async def test_an_impossible_id_of_a_client_is_no_error_of_the_room(self, caplog: pytest.LogCaptureFixture) -> None:
-        async with serve_rooms(Bare) as rooms:
-            client = await rooms.connect("r", id="x" * 257)
-            assert await client.closed() == (1011, "invalid connection tags")
+                assert await client.closed() == (1011, "_pk has at most 256 bytes")
+            assert not rooms.is_awake("r")
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+    @pytest.mark.parametrize("how", ["tags", "raise", "close", "close in turn"])
+    async def test_a_client_that_was_closed_is_not_heard_though_it_goes_on_sending(self, how: str) -> None:
+        class Members(Server):
+            ordered = how == "close in turn"
+
+            async def get_connection_tags(self, connection_id: str, request: UpgradeRequest) -> list[str]:
+                return [""] if how == "tags" else []
+
+            async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+                if how == "raise":
+                    raise RuntimeError("who are you?")
+                if how == "close":
+                    connection.close(4401, "sign in first")
+
+            async def on_message(self, connection: Connection, message: Frame) -> None:
+                self.env.append(message)
+                await asyncio.sleep(0.05)  # the others wait for their turn, and the client leaves
+                connection.close(4401, "sign in first")
+
+        heard: list[Frame] = []
+        async with serve_rooms(Members, env=heard) as rooms:
+            # By hand, as a client that does not care about close frames.
+            ours, theirs = socket.socketpair()
+            with ours:
+                ours.sendall(
+                    b"GET /parties/main/r HTTP/1.1\r\nHost: rooms.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+                )
+                await rooms._serve(theirs)
+                await rooms.settle()
+                for _ in range(3):
+                    ours.sendall(b"\x81\x85\0\0\0\0hello")
+                    await rooms.settle()
+            await asyncio.sleep(0.1)
+        assert heard == (["hello"] if how == "close in turn" else [])
 
     async def test_a_client_refused_for_its_tags_is_none_of_the_rooms(self) -> None:
         class Tags(Server):
@@ -480,6 +532,19 @@ class TestCrons:
             assert [cron.retry_count for cron in Scheduled.runs] == [0, 1, 2, 3, 4]
             await rooms.advance(2)
             assert Scheduled.runs[-1].retry_count == 0
+
+    async def test_one_that_hangs_is_stopped_and_comes_again(self) -> None:
+        class Hangs(Server):
+            crons = {"minutely": "* * * * *"}  # noqa: RUF012
+
+            @staticmethod
+            async def on_cron(cron: Cron, lobby: Lobby) -> None:
+                Scheduled.runs.append(cron)
+                await asyncio.Event().wait()
+
+        async with serve_rooms(Hangs, at_ms=FIVE_PAST_MS) as rooms:
+            await rooms.advance(3 * 7 * 1000)
+        assert len({cron.scheduled_ms for cron in Scheduled.runs}) >= 3
 
     async def test_a_run_missed_while_down_is_made_up_for_once(self, tmp_path: Any) -> None:
         class Minutely(Scheduled):
