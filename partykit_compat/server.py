@@ -241,10 +241,6 @@ class Server(DurableObject):
     async def _tags_of(self, connection_id: str, request: UpgradeRequest) -> list[str]:
         """Return the tags, the id first; none if one of them is impossible."""
         try:
-            check_tags(connection_id, ())
-        except ValueError:  # the client's doing, so not worth a line of the log
-            return []
-        try:
             return check_tags(connection_id, await self.get_connection_tags(connection_id, request))
         except Exception as error:
             await self._report(error, "get_connection_tags")
