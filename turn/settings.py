@@ -125,7 +125,8 @@ class TurnSettings:
     frame_timeout: float = 10.0
     """A started but unfinished message, or TLS handshake, closes the connection after this (T2, T5)."""
     idle_connection_timeout: float = 30.0
-    """A connection without an allocation is closed after this (T2)."""
+    """A connection without an allocation is closed after this (T2), and so is one that is being closed and whose client
+    does not take what is left for it."""
     stream_queue_bytes: int = 256 * 1024
     """Output waiting for a slow TCP client; beyond, whole messages are dropped (T4)."""
 
