@@ -419,7 +419,9 @@ async def _closed(instance: Instance, event: ConnectionClosed) -> None:
     handler = getattr(instance.object, "web_socket_close", None)
     try:
         if handler is not None:
-            await handler(instance.socket(event.connection_id), event.code, event.reason, event.was_clean)
+            ws = instance.socket(event.connection_id)
+            ws.retain()
+            await handler(ws, event.code, event.reason, event.was_clean)
     finally:
         instance.forget_socket(event.connection_id)
 
@@ -429,6 +431,7 @@ async def _failed(instance: Instance, event: ConnectionFailed) -> None:
     ws.failed = True
     handler = getattr(instance.object, "web_socket_error", None)
     if handler is not None:
+        ws.retain()
         await handler(ws, event.message)
 
 

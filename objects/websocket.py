@@ -50,6 +50,8 @@ class WebSocket:
         self._closing = False
         self._has_been_open = False
         self._inbox: _Inbox | None = None
+        self._last_attachment: bytes | None = None
+        self._last_info: ConnectionInfo | None = None
 
     def __repr__(self) -> str:
         return f"<WebSocket {self.connection_id} {self.ready_state.name.lower()}>"
@@ -68,7 +70,8 @@ class WebSocket:
     @property
     def info(self) -> ConnectionInfo | None:
         """URL, protocol, tags and time of the upgrade; survives hibernation."""
-        return self._connections.info(self.connection_id)
+        info = self._connections.info(self.connection_id)
+        return self._last_info if info is None else info
 
     @property
     def buffered_amount(self) -> int:
@@ -149,7 +152,14 @@ class WebSocket:
     def deserialize_attachment(self) -> Any:
         """Return a fresh copy of the attachment, or None."""
         data = self._connections.attachment(self.connection_id)
+        if data is None:
+            data = self._last_attachment
         return None if data is None else codec.decode(data)
+
+    def retain(self) -> None:
+        """Keep attachment and info for the handler of the last event: once that waits, the connection is forgotten."""
+        self._last_attachment = self._connections.attachment(self.connection_id)
+        self._last_info = self._connections.info(self.connection_id)
 
     def accept(self, protocol: str | None = None) -> None:
         """Accept without hibernation: read with `async for message in ws`. Keeps the instance in memory.

@@ -591,3 +591,20 @@ class TestCrons:
     def test_the_next_run_is_strictly_later(self) -> None:
         assert next_run_ms("* * * * *", 60_000) == 120_000
         assert next_run_ms("* * * * *", 59_999) == 60_000
+
+
+class Parting(Server):
+    async def on_connect(self, connection: Connection, request: UpgradeRequest) -> None:
+        connection.set_state("kept")
+
+    async def on_close(self, connection: Connection, code: int, reason: str, was_clean: bool) -> None:
+        await self.ctx.storage.get("anything")
+        self.broadcast(f"{connection.id} {connection.state} {code} {connection.tags}")
+
+
+async def test_26_a_close_that_wakes_the_room_runs_on_close_with_id_tags_and_state() -> None:
+    async with serve_rooms(Parting) as rooms:
+        leaving, staying = await rooms.connect("r", id="ada"), await rooms.connect("r")
+        assert await rooms.sleep("r")
+        await leaving.close(4321)
+        assert await staying.recv() == "ada kept 4321 ['ada']"

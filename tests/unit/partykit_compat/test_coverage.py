@@ -15,6 +15,8 @@ def covered() -> set[int]:
         *Path(__file__).parent.glob("test_*.py"),
         *(ROOT / "tests" / "scenario").glob("test_party*.py"),
         ROOT / "tests" / "interop" / "test_partysocket.py",
+        ROOT / "tests" / "interop" / "test_yjs.py",
+        ROOT / "tests" / "examples" / "test_document.py",
     ]
     names = [name for file in files for name in re.findall(r"def test((?:_\d\d)+)_", file.read_text())]
     return {int(number) for name in names for number in name.strip("_").split("_")}
