@@ -192,7 +192,7 @@ class Document(Server):
             return
         try:
             self.document.apply_update(update)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # pycrdt raises either
             raise Malformed("no update") from error
         for change in self.changes:  # none if all of it was known
             self.bytes += len(change)
