@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,34 @@ _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {
 }
 
 
+TRACEBACKS_PER_S = 10
+"""Of one message of one logger: room code that raises on what a client sends must not let that client fill a disk."""
+
+
+class TracebackLimit(logging.Filter):
+    """Lets so many records with tracebacks through a second; the next second's first says how many it left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+        self._seen: Counter[tuple[str, object]] = Counter()
+        self._left_out: Counter[tuple[str, object]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be written."""
+        if not record.exc_info:
+            return True
+        if int(record.created) != self._second:
+            self._second = int(record.created)
+            self._left_out = self._seen - Counter(dict.fromkeys(self._seen, TRACEBACKS_PER_S))
+            self._seen = Counter()
+        what = (record.name, record.msg)
+        self._seen[what] += 1
+        if left_out := self._left_out.pop(what, 0):
+            record.left_out = left_out
+        return self._seen[what] <= TRACEBACKS_PER_S
+
+
 def configure(settings: LogSettings, *, audit: bool = False) -> None:
     """Send every logger's lines through one handler. Replaces what was configured before.
 
@@ -32,6 +61,7 @@ def configure(settings: LogSettings, *, audit: bool = False) -> None:
         audit: also say who used a TURN relay, with addresses.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(TracebackLimit())
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
     logging.getLogger("turn.audit").setLevel(logging.INFO if audit else logging.WARNING)

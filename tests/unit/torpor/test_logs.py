@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from torpor.logs import JsonFormatter, TextFormatter
+from torpor.logs import TRACEBACKS_PER_S, JsonFormatter, TextFormatter, TracebackLimit
 
 
 def record(message: str, *args: Any, error: bool = False, **extra: Any) -> logging.LogRecord:
@@ -64,3 +64,29 @@ class TestText:
 
     def test_a_traceback_follows(self) -> None:
         assert "ValueError: broken" in TextFormatter().format(record("failed", error=True)).splitlines()[-1]
+
+
+class TestTracebackLimit:
+    """A client on whose messages room code raises cannot fill the disk."""
+
+    def at(self, second: float, message: str = "on_message raised", *, error: bool = True) -> logging.LogRecord:
+        made = record(message, error=error)
+        made.created = second
+        return made
+
+    def test_a_flood_of_one_message_is_cut_and_counted(self) -> None:
+        limit = TracebackLimit()
+        written = sum(limit.filter(self.at(100.0 + n / 1000)) for n in range(500))
+        assert written == TRACEBACKS_PER_S
+        later = self.at(101.0)
+        assert limit.filter(later)
+        assert json.loads(JsonFormatter().format(later))["left_out"] == 500 - TRACEBACKS_PER_S
+        again = self.at(101.1)
+        assert limit.filter(again)
+        assert "left_out" not in json.loads(JsonFormatter().format(again))
+
+    def test_other_messages_and_lines_without_a_traceback_pass(self) -> None:
+        limit = TracebackLimit()
+        assert [limit.filter(self.at(100.0)) for _ in range(20)].count(True) == TRACEBACKS_PER_S
+        assert limit.filter(self.at(100.5, "on_close raised"))
+        assert all(limit.filter(self.at(100.5, error=False)) for _ in range(100))
