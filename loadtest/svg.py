@@ -108,13 +108,14 @@ def bars(title: str, rows: Sequence[tuple[str, float, float, float]], show: Call
     if not known:
         return ""
     top = max(row[3] for row in known) or 1.0
+    room = 14 + 8 * max(len(show(row[1])) for row in known)  # for the longest value behind the longest bar
     height = TOP + 34 * len(rows) + 6
     parts = []
     for index, (name, value, least, most) in enumerate(rows):
         y = TOP + 34 * index
         if math.isnan(value):
             continue
-        scale = (WIDTH - 120 - 110) / top
+        scale = (WIDTH - 120 - room) / top
         parts.append(f'<text class="label" x="112" y="{y + 16}" text-anchor="end">{html.escape(name)}</text>')
         parts.append(
             f'<rect class="bar c{index % COLOURS}" x="120" y="{y + 3}" width="{value * scale:.1f}" height="18"/>'
