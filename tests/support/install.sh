@@ -8,6 +8,7 @@ command -v chromium >/dev/null || missing+=(chromium)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v node >/dev/null || missing+=(nodejs npm)
 command -v turnutils_uclient >/dev/null || missing+=(coturn)
+command -v janus >/dev/null || missing+=(janus)
 if ((${#missing[@]})); then
   echo "» apt-get install ${missing[*]}"
   as_root=()
