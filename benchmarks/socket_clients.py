@@ -162,7 +162,8 @@ def writes(clients: Sequence[socket.socket], text: str, seconds: float) -> float
     elapsed = seconds
     while under_way:
         for fd, _ in epoll.poll():
-            assert len(by_fd[fd].recv(4096)) == due
+            answer = by_fd[fd].recv(4096)
+            assert len(answer) == due, answer
             now = time.perf_counter()
             if now < end:
                 acknowledged += 1
