@@ -28,7 +28,7 @@ extensions = [
         extra_compile_args=[*optimize, "-g", "-fno-plt", "-Wno-unused-function", "-Wno-unreachable-code"],
         define_macros=[("CYTHON_TRACE_NOGIL", "0")],
         extra_link_args=sanitize,
-        libraries=["pthread"],
+        libraries=["pthread", "rt"],
     )
     for source in sources
 ]

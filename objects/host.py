@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -112,7 +113,7 @@ class ObjectHost:
         """Begin to fire alarms and to sweep; call on the running loop, after `register`."""
         self._uninstall = scope.install(asyncio.get_running_loop())
         if self.limits.blocking_s is not None and Watchdog.possible():
-            self._watchdog = Watchdog(self.limits.blocking_s)
+            self._watchdog = Watchdog(self.limits.blocking_s, lambda: bool(self._instances))
         self.scheduler.start()
         self.first_steps.prepare()
         self._sweep()
@@ -148,6 +149,14 @@ class ObjectHost:
         if self._uninstall is not None:
             self._uninstall()
         await asyncio.get_running_loop().run_in_executor(None, self._closer.shutdown)
+
+    def hook(self) -> AbstractContextManager[None]:
+        """Watch over code of the application that belongs to no object and runs in here.
+
+        Raises:
+            EventTimeout: it held the loop up for `Limits.blocking_s`, and was ended.
+        """
+        return nullcontext() if self._watchdog is None else self._watchdog.watching_hook()
 
     # What runs
 
@@ -257,6 +266,8 @@ class ObjectHost:
         context = Context()
         instance = context.run(Instance, object_id, self, namespace.meter, kind.construct, handles_alarms)
         self._instances[key] = instance
+        if self._watchdog is not None:
+            self._watchdog.watch()
         start = instance.start(self._closing.get(key))
         task = asyncio.Task(start, loop=instance.loop, context=context, name=f"start {key}")
         self._starting.add(task)

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade, closing
+from objects.errors import EventTimeout
 from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse
@@ -186,7 +187,8 @@ class PartyRoutes:
 
     async def _fetch(self, main: type[Server], request: Request) -> Response | None:
         try:
-            answer = await main.on_fetch(to_request(request), self._lobby("main"))
+            with self._host.hook():
+                answer = await main.on_fetch(to_request(request), self._lobby("main"))
             return None if answer is None else to_response(answer)
         except Exception:
             logger.exception("on_fetch raised")
@@ -213,9 +215,12 @@ class PartyRoutes:
     ) -> HttpRequest | HttpResponse | Close:
         """Run a hook of the party's class; one that raises refuses with 401 and its message."""
         try:
-            answer: HttpRequest | HttpResponse | Close | None = await getattr(self._classes[address.party], hook)(
-                request, self._lobby(*address)
-            )
+            with self._host.hook():
+                answer: HttpRequest | HttpResponse | Close | None = await getattr(self._classes[address.party], hook)(
+                    request, self._lobby(*address)
+                )
+        except EventTimeout:  # logged, with what is not for the client
+            return HttpResponse.of("The party failed to answer.", 500)
         except Exception as error:
             logger.info("%s of %s refused a request: %s", hook, address.party, error)
             return HttpResponse.of(str(error), 401)

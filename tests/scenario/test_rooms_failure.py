@@ -16,7 +16,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.server import Server
 from tests.support.sockets import frame
@@ -47,6 +47,19 @@ class Room(Server):
             raise RuntimeError("the constructor fails")
         ALIVE.add(self)
         self.seen = 0
+
+    @staticmethod
+    async def on_before_connect(request, lobby):
+        if "hookblocks" in request.url:
+            time.sleep(600)
+
+    @staticmethod
+    async def on_before_request(request, lobby):
+        while "hookblocks" in request.url:
+            try:
+                time.sleep(0.001)
+            except Exception:
+                pass
 
     async def on_start(self):
         self.ctx.set_web_socket_auto_response(AutoResponse("ping", "pong"))
@@ -223,6 +236,15 @@ class TestHandlers:
             assert await code_of(client) == 1006
             async with running.connect("blocking") as again:
                 assert await running.ask(again, "x") == "1 x"
+
+    async def test_a_hook_that_blocks_is_stopped_and_its_request_fails(self, running: Running) -> None:
+        async with running.unharmed():
+            with pytest.raises(InvalidStatus) as refused:
+                await running.connect("good", "hookblocks").__aenter__()
+            assert refused.value.response.status_code == 500
+            async with httpx.AsyncClient(base_url=running.server.url, timeout=20) as http:
+                answer = await http.get("/parties/main/good?hookblocks")
+            assert (answer.status_code, answer.text) == (500, "The party failed to answer.")
 
     async def test_one_that_never_returns_holds_up_nobody(self, running: Running) -> None:
         async with running.unharmed(), running.connect("hanging") as client:

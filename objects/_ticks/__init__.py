@@ -1,0 +1,1 @@
+"""A timer for `objects.watchdog`: `ticker.pyi` is its contract."""
