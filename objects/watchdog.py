@@ -115,9 +115,8 @@ class Watchdog:
             self._loop.call_soon(self._turn)
             return
         self._ticks += 1
-        if self._ticks < TICKS:
+        if self._ticks != TICKS:  # above it: what is to end is waited for already
             return
-        self._step = None
         instance = None if scope is None else scope.instance
         if frames[0] is frame:
             self._end(instance, frame)
@@ -150,6 +149,7 @@ class Watchdog:
 
     def _end(self, instance: Instance | None, frame: FrameType) -> NoReturn:
         where = f"{frame.f_code.co_name} in {frame.f_code.co_filename}, line {frame.f_lineno}"
+        self._step = None
         error = EventTimeout(f"code held the server up for over {self._limit:g} s, last in {where}")
         if instance is None:
             log.error("a hook is ended: %s", error)
