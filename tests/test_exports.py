@@ -54,7 +54,9 @@ def test_what_a_module_exports_by_name_is_there(path: Path) -> None:
 def test_every_package_is_typed_and_in_the_distribution(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert package in project["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / package).rglob("__init__.py")}
+    listed = set(project["tool"]["setuptools"]["packages"])
+    assert {".".join(folder.parts) for folder in folders if "node_modules" not in folder.parts} <= listed
     importlib.import_module(package)
 
 
