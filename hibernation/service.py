@@ -1,4 +1,4 @@
-"""The shell around the socket table: one reader and one coarse timer on the event loop, for any number of sockets.
+"""The shell around the socket table: one reader on the event loop, and a timer only while a socket waits for a time.
 
 Events of a row go to its owner if it has one in this process (an upgrade under way, a plain ASGI WebSocket),
 else to the dispatcher and so to its object.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
 from hibernation._sockets.table import Event, SocketTable
 from hibernation.dispatcher import Dispatcher
 from hibernation.manager import HibernationManager
+from objects.ports import Timer
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = 0.002
+"""Seconds that the timer is set behind its time: loops count in milliseconds, and one too early would come twice."""
 
 
 class RowOwner(Protocol):
@@ -39,7 +44,9 @@ class SocketService:
         self.dispatcher = dispatcher
         self.owners: dict[int, RowOwner] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
+        self._due = math.inf
+        """When the timer fires; too early is no harm, as where what it was set for has settled itself."""
 
     @property
     def started(self) -> bool:
@@ -50,7 +57,7 @@ class SocketService:
         """Begin to drive the table on the running loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.table.fileno(), self._readable)
-        self._timer = self._loop.call_later(self.table.tick, self._tick)
+        self._set_timer()
 
     def now(self) -> float:
         """Return the time that the table is driven with: the manager's clock."""
@@ -80,14 +87,25 @@ class SocketService:
         if self._timer is not None:
             self._timer.cancel()
         self._loop = self._timer = None
+        self._due = math.inf
 
     def _readable(self) -> None:
         self._route(self.table.process(self.now()))
+        self._set_timer()
 
-    def _tick(self) -> None:
-        assert self._loop is not None
-        self._timer = self._loop.call_later(self.table.tick, self._tick)
+    def _time_is_up(self) -> None:
+        self._timer, self._due = None, math.inf
         self._route(self.table.handle_timeout(self.now()))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self.table.next_timeout()
+        if due is None or due >= self._due or self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self.manager.clock.call_later(max(0.0, due - self.now()) + ROUNDING, self._time_is_up)
 
     def _route(self, events: Iterable[Event]) -> None:
         owners = self.owners

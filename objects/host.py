@@ -110,13 +110,12 @@ class ObjectHost:
         return dict(self._namespaces)
 
     def start(self) -> None:
-        """Begin to fire alarms and to sweep; call on the running loop, after `register`."""
+        """Begin to fire alarms; call on the running loop, after `register`."""
         self._uninstall = scope.install(asyncio.get_running_loop())
         if self.limits.blocking_s is not None and Watchdog.possible():
             self._watchdog = Watchdog(self.limits.blocking_s, lambda: bool(self._instances))
         self.scheduler.start()
         self.first_steps.prepare()
-        self._sweep()
 
     async def stop(self) -> None:
         """Take no more events, let those under way finish (for at most 30 s), make everything durable, let all go.
@@ -268,6 +267,8 @@ class ObjectHost:
         self._instances[key] = instance
         if self._watchdog is not None:
             self._watchdog.watch()
+        if self._sweep_timer is None:
+            self._sweep_timer = self.ports.clock.call_later(self.limits.sweep_s, self._sweep)
         start = instance.start(self._closing.get(key))
         task = asyncio.Task(start, loop=instance.loop, context=context, name=f"start {key}")
         self._starting.add(task)
@@ -279,7 +280,9 @@ class ObjectHost:
         for instance in list(self._instances.values()):
             if instance.can_evict(now):
                 instance.leave_soon("evicted")
-        self._sweep_timer = self.ports.clock.call_later(self.limits.sweep_s, self._sweep)
+        self._sweep_timer = None
+        if self._instances and not self._stopping:
+            self._sweep_timer = self.ports.clock.call_later(self.limits.sweep_s, self._sweep)
 
     # The connections side's waker
 

@@ -92,7 +92,6 @@ class TurnEndpoint:
             await self.close()
             raise
         loop.add_reader(self._plane.fileno(), self._plane_is_ready)
-        self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
 
     async def close(self) -> None:
         """End every allocation, close every socket. Idempotent."""
@@ -307,7 +306,13 @@ class TurnEndpoint:
             if reason:
                 self.counters[reason] += 1
                 connection.abort()
-        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)
+        self._sweeper = None
+        if self._connections:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)
 
     # Connections.
 
@@ -325,6 +330,7 @@ class TurnEndpoint:
         self._next_connection = number % 0xFFFFFFFF + 1
         self._connections[number] = self._by_five_tuple[connection.five_tuple] = connection
         self.counters["connections_accepted"] += 1
+        self._sweep_later()
         return number
 
     def forget(self, connection: _Connection, number: int) -> None:

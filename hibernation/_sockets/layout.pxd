@@ -16,6 +16,7 @@ cdef enum:
     SLAB_ROWS = 1 << SLAB_BITS
     NO_ROW = 0x7FFFFFFF
     NO_SLOT = 0xFFFF
+    BELL = 0  # no handle: generations begin with 1
 
 cdef enum RowState:
     FREE = 0

@@ -326,8 +326,7 @@ cdef class Outgoing(Rows):
         self._offer(row, index, frame)
         shared_release(frame)
         row.state = CLOSING
-        row.deadline = self._now + self.close_timeout
-        self._schedule(row, index)
+        self._limit_patience(row, index)
         return 0
 
     cdef int _tell_end(self, Row *row, uint32_t index, int kind, uint32_t code, str reason) except -1:
@@ -341,13 +340,12 @@ cdef class Outgoing(Rows):
         if row == self._corking:
             self._uncork()
         row.state = LINGERING
-        row.deadline = self._now + self.close_timeout
         row.flags &= ~<uint16_t>PAUSED
         self._drop_partial(row)
         if row.queue == NULL or row.flags & BROKEN:
             self._shut(row)
         self._watch(row, index)
-        self._schedule(row, index)
+        self._limit_patience(row, index)
         return 0
 
     cdef void _shut(self, Row *row) noexcept:

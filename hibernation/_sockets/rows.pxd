@@ -6,6 +6,8 @@ from hibernation._sockets.layout cimport Group, Row
 
 cdef enum:
     WHEEL_SLOTS = 512
+    WHEEL_WORDS = 8  # of 64 slots
+    UNTIMED = WHEEL_SLOTS  # the list behind the wheel's: rows whose time counts from the next `now`
 
 ctypedef struct Counters:
     uint64_t rows
@@ -29,7 +31,10 @@ ctypedef struct Counters:
 
 cdef class Rows:
     cdef int _epoll
-    cdef double _now  # of the latest `process` or `handle_timeout`
+    cdef int _bell  # an eventfd in it: rung when the shell has to ask `next_timeout` again
+    cdef bint _rung
+    cdef double _now  # of the latest call that was given it
+    cdef bint _driven  # inside `process` or `handle_timeout`: `_now` is now
     cdef Counters _counters
 
     cdef Row **_slabs
@@ -39,9 +44,11 @@ cdef class Rows:
     cdef uint32_t _group_capacity
     cdef uint32_t _free_group  # no free group has a lower number
 
-    cdef uint32_t[WHEEL_SLOTS] _wheel
+    cdef uint32_t[WHEEL_SLOTS + 1] _wheel
+    cdef uint64_t[WHEEL_WORDS] _filled  # a bit for each slot of the wheel that has rows
     cdef uint64_t _wheel_at  # the tick handled last
-    cdef uint32_t _scheduled
+    cdef uint64_t _told  # the tick that `next_timeout` returned last
+    cdef uint32_t _scheduled  # rows in the wheel, without those that are untimed
 
     cdef readonly uint32_t max_sockets
     cdef readonly uint64_t max_frame_bytes
@@ -76,3 +83,7 @@ cdef class Rows:
     cdef double _due(self, Row *row) noexcept
     cdef void _schedule(self, Row *row, uint32_t index) noexcept
     cdef void _unschedule(self, Row *row) noexcept
+    cdef void _chain(self, Row *row, uint32_t index, uint16_t slot) noexcept
+    cdef void _limit_patience(self, Row *row, uint32_t index) noexcept
+    cdef uint64_t _next_filled(self) noexcept
+    cdef void _ring(self) noexcept

@@ -6,20 +6,23 @@ The lowest of three layers; knows no frame. `Outgoing` (outgoing.pyx) writes, `S
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport errno
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from hibernation._sockets.buffers cimport partial_free, queue_free, shared_bytes, shared_new, shared_release
 from hibernation._sockets.frames cimport BINARY, MAX_SERVER_HEADER, TEXT, write_header
 from hibernation._sockets.layout cimport (
-    ANSWERED, CLOSING, CONNECTING, DETACHED, FREE, LINGERING, NO_ROW, NO_SLOT, OPEN, PAUSED, PINGED, SLAB_BITS, SLAB_ROWS,
+    ANSWERED, BELL, CLOSING, CONNECTING, DETACHED, FREE, LINGERING, NO_ROW, NO_SLOT, OPEN, PAUSED, PINGED, SLAB_BITS, SLAB_ROWS,
     WRITING, Group, Row, Rule, blob_new, blob_size, has_tag,
 )
 from hibernation._sockets.system cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP, close, epoll_create1,
-    epoll_ctl, epoll_event,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    close, epoll_create1, epoll_ctl, epoll_event, eventfd, eventfd_write,
 )
+
+cdef extern from *:
+    int __builtin_ctzll(unsigned long long) nogil
 
 cdef object _READY_STATES = (3, 0, 1, 2, 3, 3)  # by RowState, as the WebSocket API numbers them
 
@@ -33,7 +36,7 @@ cdef class Rows:
     ):
         if not 0 < max_sockets < NO_ROW or tick <= 0:
             raise ValueError("max_sockets and tick must be positive")
-        self._epoll = -1
+        self._epoll = self._bell = -1
         self.max_sockets = max_sockets
         self.max_frame_bytes = max_frame_bytes
         self.max_message_bytes = max_message_bytes
@@ -48,12 +51,17 @@ cdef class Rows:
         self.ping_timeout = ping_timeout
         self.idle_timeout = idle_timeout
         self._free_row = NO_ROW
+        self._told = UINT64_MAX
         cdef uint32_t i
-        for i in range(<uint32_t>WHEEL_SLOTS):
+        for i in range(<uint32_t>WHEEL_SLOTS + 1):
             self._wheel[i] = NO_ROW
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
-        if self._epoll < 0:
-            raise OSError(errno, "epoll_create1")
+        self._bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = BELL
+        if self._epoll < 0 or self._bell < 0 or epoll_ctl(self._epoll, EPOLL_CTL_ADD, self._bell, &event) != 0:
+            raise OSError(errno, "epoll_create1, eventfd")
         self.add_group()  # group 0: sockets of no object
 
     def __dealloc__(self):
@@ -77,6 +85,8 @@ cdef class Rows:
             if self._groups[i].used:
                 self._clear_rules(&self._groups[i])
         free(self._groups)
+        if self._bell >= 0:
+            close(self._bell)
         if self._epoll >= 0:
             close(self._epoll)
 
@@ -407,7 +417,8 @@ cdef class Rows:
         return total
 
     # The timer wheel: each row that waits for a time is in the slot that looks at it next, never later than due by more
-    # than a tick. Receiving moves no row: a deadline that went further away is noticed when its old slot comes up.
+    # than a tick. Receiving moves no row: a deadline that went further away is noticed when its old slot comes up. Slots
+    # without rows are never looked at: the shell is asked to come when the next one that has some is due.
 
     cdef double _due(self, Row *row) noexcept:
         cdef double due = INFINITY
@@ -428,13 +439,28 @@ cdef class Rows:
     cdef void _schedule(self, Row *row, uint32_t index) noexcept:
         cdef double due = self._due(row)
         cdef uint64_t at
-        cdef uint16_t slot
         if due == INFINITY:
             self._unschedule(row)
             return
         at = <uint64_t>(due / self.tick) + 1
         at = max(self._wheel_at + 1, min(at, self._wheel_at + WHEEL_SLOTS - 1))
-        slot = <uint16_t>(at % WHEEL_SLOTS)
+        self._chain(row, index, <uint16_t>(at % WHEEL_SLOTS))
+        if at < self._told and not self._driven:
+            self._ring()
+
+    cdef void _limit_patience(self, Row *row, uint32_t index) noexcept:
+        """Give a row that is CLOSING or LINGERING `close_timeout` from now on.
+
+        Where now is not known, as in `close`, which may come hours after the last event, it is when the bell is heard.
+        """
+        row.deadline = self._now + self.close_timeout
+        if self._driven or not row.flags & ANSWERED:  # `open` and `refuse` come back to the latter
+            self._schedule(row, index)
+        else:
+            self._chain(row, index, UNTIMED)
+            self._ring()
+
+    cdef void _chain(self, Row *row, uint32_t index, uint16_t slot) noexcept:
         if slot == row.slot:
             return
         self._unschedule(row)
@@ -444,25 +470,55 @@ cdef class Rows:
         if row.wheel_next != NO_ROW:
             self._row(row.wheel_next).wheel_previous = index
         self._wheel[slot] = index
-        self._scheduled += 1
+        if slot < UNTIMED:
+            self._filled[slot >> 6] |= <uint64_t>1 << (slot & 63)
+            self._scheduled += 1
 
     cdef void _unschedule(self, Row *row) noexcept:
-        if row.slot == NO_SLOT:
+        cdef uint16_t slot = row.slot
+        if slot == NO_SLOT:
             return
         if row.wheel_previous == NO_ROW:
-            self._wheel[row.slot] = row.wheel_next
+            self._wheel[slot] = row.wheel_next
         else:
             self._row(row.wheel_previous).wheel_next = row.wheel_next
         if row.wheel_next != NO_ROW:
             self._row(row.wheel_next).wheel_previous = row.wheel_previous
         row.slot = NO_SLOT
-        self._scheduled -= 1
+        if slot < UNTIMED:
+            if self._wheel[slot] == NO_ROW:
+                self._filled[slot >> 6] &= ~(<uint64_t>1 << (slot & 63))
+            self._scheduled -= 1
 
     cdef void _advance(self, double now) noexcept:
-        """Time never goes back, and an empty wheel turns freely."""
+        """Time never goes back, an empty wheel turns freely, and what waited to know the time gets it."""
+        cdef uint32_t index
+        cdef Row *row
         self._now = max(now, self._now)
         if self._scheduled == 0:
             self._wheel_at = <uint64_t>(self._now / self.tick)
+        while self._wheel[UNTIMED] != NO_ROW:
+            index = self._wheel[UNTIMED]
+            row = self._row(index)
+            row.deadline = self._now + self.close_timeout
+            self._schedule(row, index)
+
+    cdef uint64_t _next_filled(self) noexcept:
+        """The next tick whose slot has rows."""
+        cdef uint64_t at = self._wheel_at + 1
+        cdef uint64_t word
+        while at < self._wheel_at + WHEEL_SLOTS:
+            word = self._filled[at % WHEEL_SLOTS >> 6] >> (at & 63)
+            if word:
+                return at + <uint64_t>__builtin_ctzll(word)
+            at += 64 - (at & 63)
+        return UINT64_MAX
+
+    cdef void _ring(self) noexcept:
+        if not self._rung:
+            self._rung = True
+            eventfd_write(self._bell, 1)
 
     def next_timeout(self):
-        return (self._wheel_at + 1) * self.tick if self._scheduled else None
+        self._told = self._next_filled() if self._scheduled else UINT64_MAX
+        return self._told * self.tick if self._scheduled else None

@@ -25,6 +25,15 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
+cdef extern from "sys/eventfd.h" nogil:
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
+    int eventfd(unsigned int count, int flags)
+    int eventfd_read(int fd, uint64_t *count)
+    int eventfd_write(int fd, uint64_t count)
+
 cdef extern from "sys/uio.h" nogil:
     struct iovec:
         void *iov_base

@@ -17,6 +17,8 @@ cdef class SocketTable(Outgoing):
     cdef uint32_t _rotation  # which ready socket goes first
 
     cdef int _answer(self, Row *row, uint32_t index, bytes response) except -1
+    cdef int _look(self) except -1
+    cdef int _turn_wheel(self) except -1
     cdef int _attend(self, Row *row, uint32_t index) except -1
     cdef list _take_events(self)
 

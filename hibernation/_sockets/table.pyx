@@ -1,7 +1,8 @@
 """The socket table: every server-side WebSocket after its handshake, one epoll, one shared receive buffer.
 
 Not a loop and not a clock: the shell watches `fileno()`, calls `process(now)` when it is readable and
-`handle_timeout(now)` at `next_timeout()`. Both return what happened; nothing calls back. One thread, GIL held.
+`handle_timeout(now)` at `next_timeout()`, which it asks again after each of the two. Both return what happened; nothing
+calls back. One thread, GIL held.
 
     CONNECTING --open--> OPEN --close--> CLOSING --peer's close frame--> LINGERING --peer's end--> DEAD --release--> free
                            |--peer's close frame, echoed at once-----------^
@@ -27,12 +28,14 @@ from hibernation._sockets.frames cimport (
     unmask,
 )
 from hibernation._sockets.layout cimport (
-    ANSWERED, CLOSING, CONNECTING, DEAD, DEFLATE, DETACHED, HELD, LINGERING, NO_ROW, NO_SLOT, OPEN, PAUSED, PINGED, RELEASED,
+    ANSWERED, BELL, CLOSING, CONNECTING, DEAD, DEFLATE, DETACHED, HELD, LINGERING, NO_ROW, NO_SLOT, OPEN, PAUSED, PINGED, RELEASED,
     TOLD, WRITING, Group, Row, Rule, match_rule,
 )
 from hibernation._sockets.outgoing cimport Outgoing
 from hibernation._sockets.rows cimport WHEEL_SLOTS
-from hibernation._sockets.system cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, epoll_event, epoll_wait, recv, MSG_DONTWAIT
+from hibernation._sockets.system cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, epoll_event, epoll_wait, eventfd_read, recv,
+)
 
 # Kinds of event, first in each tuple `process` returns; see table.pyi.
 MESSAGE = 0
@@ -177,12 +180,22 @@ cdef class SocketTable(Outgoing):
             row.flags = row.flags | HELD if held else row.flags & ~<uint16_t>HELD
 
     def process(self, double now):
+        self._advance(now)
+        self._driven = True
+        try:
+            self._look()
+        finally:
+            self._driven = False
+        return self._take_events()
+
+    cdef int _look(self) except -1:
+        """Serve what is ready, once per socket."""
         cdef epoll_event[EPOLL_BATCH] ready
         cdef int count, i
+        cdef uint64_t rings
         cdef uint64_t handle
         cdef uint32_t index, what
         cdef Row *row
-        self._advance(now)
         count = epoll_wait(self._epoll, ready, EPOLL_BATCH, 0)
         self._rotation += 1
         for i in range(count):
@@ -190,6 +203,10 @@ cdef class SocketTable(Outgoing):
                 break
             handle = ready[(i + self._rotation) % count].data.u64
             what = ready[(i + self._rotation) % count].events
+            if handle == BELL:
+                eventfd_read(self._bell, &rings)
+                self._rung = False
+                continue
             row = self._find_or_null(handle)
             if row == NULL or row.fd < 0:
                 continue
@@ -206,7 +223,7 @@ cdef class SocketTable(Outgoing):
                     self._detach(row)  # reported without end otherwise; `resume` reads what is left
             elif what & (EPOLLIN | EPOLLHUP | EPOLLERR):
                 self._receive(row, index)
-        return self._take_events()
+        return 0
 
     cdef list _take_events(self):
         events = self._events
@@ -216,10 +233,19 @@ cdef class SocketTable(Outgoing):
         return []
 
     def handle_timeout(self, double now):
+        self._advance(now)
+        self._driven = True
+        try:
+            self._turn_wheel()
+        finally:
+            self._driven = False
+        return self._take_events()
+
+    cdef int _turn_wheel(self) except -1:
+        """Look at the rows of every slot that has come up."""
         cdef uint64_t target
         cdef uint32_t index, following
         cdef Row *row
-        self._advance(now)
         target = <uint64_t>(self._now / self.tick)
         if target > self._wheel_at + WHEEL_SLOTS:
             self._wheel_at = target - WHEEL_SLOTS
@@ -227,6 +253,7 @@ cdef class SocketTable(Outgoing):
             self._wheel_at += 1
             index = self._wheel[self._wheel_at % WHEEL_SLOTS]
             self._wheel[self._wheel_at % WHEEL_SLOTS] = NO_ROW
+            self._filled[self._wheel_at % WHEEL_SLOTS >> 6] &= ~(<uint64_t>1 << (self._wheel_at & 63))
             # Unchain the slot first: looking at a row may put it, or free it, anywhere.
             row = NULL
             following = index
@@ -240,7 +267,7 @@ cdef class SocketTable(Outgoing):
                 following = row.wheel_next
                 self._attend(row, index)
                 index = following
-        return self._take_events()
+        return 0
 
     cdef int _attend(self, Row *row, uint32_t index) except -1:
         """Do what is due for one row, and put it back into the wheel."""

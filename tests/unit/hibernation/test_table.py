@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 
@@ -406,6 +407,7 @@ class TestClosing:
 
     def test_a_client_that_never_answers_is_cut_after_the_timeout(self, table: SocketTable, peer: Peer) -> None:
         table.close(peer.handle, 1000)
+        table.process(100.0)
         assert table.handle_timeout(104.0) == []
         assert table.handle_timeout(106.0) == [(CLOSED, peer.handle, 1006, "")]
         assert peer.raw.recv(100) == b"\x88\x02\x03\xe8"
@@ -520,6 +522,113 @@ class TestTimers:
         assert table.next_timeout() is None
         peer.close()
 
+    def test_a_table_where_nothing_happens_asks_for_nothing(self) -> None:
+        table = SocketTable(ping_interval=0.0)
+        peers = [Peer(table) for _ in range(100)]
+        for peer in peers:
+            peer.write(frame(1, b"hello"))
+            table.send(peer.handle, "hello")
+        assert table.next_timeout() is None
+        assert not rings(table)
+        for peer in peers:
+            peer.close()
+
+    def test_patience_with_a_close_counts_from_the_close_and_not_from_the_last_event(self) -> None:
+        """Nobody has told the table the time for hours: it asks for it."""
+        table = SocketTable(ping_interval=0.0, close_timeout=5.0)
+        peer = Peer(table, 100.0)
+        assert table.next_timeout() is None
+        table.close(peer.handle, 1000)
+        assert rings(table)
+        assert table.handle_timeout(10_000.0) == []
+        assert table.process(10_000.0) == []
+        assert not rings(table)
+        due = table.next_timeout()
+        assert due is not None
+        assert 10_005.0 <= due <= 10_005.5
+        assert table.handle_timeout(10_004.9) == []
+        assert table.handle_timeout(due) == [(CLOSED, peer.handle, 1006, "")]
+        assert table.next_timeout() is None
+        peer.close()
+
+    def test_patience_with_a_slow_client_counts_from_the_message_that_was_too_much(self) -> None:
+        table = SocketTable(ping_interval=0.0, close_timeout=5.0, queue_bytes=1000)
+        peer = Peer(table, 100.0)
+        while table.send(peer.handle, bytes(50_000)) != DROPPED:
+            pass
+        assert rings(table)
+        table.process(10_000.0)
+        due = table.next_timeout()
+        assert due is not None
+        assert 10_005.0 <= due <= 10_005.5
+        assert table.handle_timeout(due) == [(CLOSED, peer.handle, 1006, "")]
+        peer.close()
+
+    def test_a_refused_client_has_its_time_from_the_refusal(self) -> None:
+        table = SocketTable(ping_interval=0.0, close_timeout=5.0)
+        peer = Peer(table, 100.0, opened=False)
+        table.refuse(peer.handle, b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        assert rings(table)
+        table.process(10_000.0)
+        table.handle_timeout(10_004.9)
+        assert table.counters()["rows"] == 1
+        table.handle_timeout(10_005.5)
+        assert table.counters()["rows"] == 0
+        peer.close()
+
+    def test_a_row_that_ends_before_the_time_is_told_needs_none(self) -> None:
+        table = SocketTable(ping_interval=0.0)
+        peers = [Peer(table) for _ in range(3)]
+        for peer in peers:
+            table.close(peer.handle)
+        for i in (1, 0, 2):
+            table.release(peers[i].handle)
+        assert table.process(10_000.0) == []
+        assert table.next_timeout() is None
+        assert table.counters()["rows"] == 0
+        for peer in peers:
+            peer.close()
+
+    def test_the_bell_rings_only_for_what_is_nearer_than_was_told(self) -> None:
+        table = SocketTable(ping_interval=20.0, close_timeout=60.0)
+        first = Peer(table, 100.0)
+        assert rings(table)
+        table.process(100.0)
+        told = table.next_timeout()
+        assert told is not None
+        assert 120.0 <= told <= 120.5
+        second = Peer(table, 110.0)
+        assert not rings(table)
+        assert table.next_timeout() == told
+        for peer in (first, second):
+            peer.close()
+
+    @settings(max_examples=50)
+    @given(st.lists(st.floats(0.0, 400.0), min_size=1, max_size=20))
+    def test_driven_only_when_it_asks_each_row_is_served_at_its_time(self, begun: list[float]) -> None:
+        """And is looked at no oftener than once in the wheel's 255 s, or once per row and deadline."""
+        table = SocketTable(ping_interval=300.0, ping_timeout=1e9, tick=0.5)
+        coming = sorted(begun)
+        here: list[tuple[float, Peer]] = []
+        calls = 0
+        while coming or here:
+            due = table.next_timeout()
+            if due is None or (coming and coming[0] < due):
+                here.append((coming[0], Peer(table, coming.pop(0))))
+                continue
+            calls += 1
+            table.handle_timeout(due)
+            for at, peer in here[:]:
+                if _waiting(peer):
+                    assert at + 300.0 <= due <= at + 300.5
+                    table.abort(peer.handle)
+                    peer.close()
+                    here.remove((at, peer))
+                else:
+                    assert due < at + 300.5
+        assert table.next_timeout() is None
+        assert calls <= 2 * len(begun)
+
     @settings(max_examples=50)
     @given(st.lists(st.floats(0.1, 700.0), min_size=1, max_size=30))
     def test_a_timeout_is_never_early_and_late_by_a_tick_at_most(self, steps: list[float]) -> None:
@@ -534,6 +643,11 @@ class TestTimers:
             assert pinged or now < 400.0 + 0.5 + 1e-6
             assert not pinged or now >= 400.0 - 1e-6
         peer.close()
+
+
+def rings(table: SocketTable) -> bool:
+    """Whether the table wants to be called."""
+    return bool(select.select([table.fileno()], [], [], 0)[0])
 
 
 def _waiting(peer: Peer) -> bool:
