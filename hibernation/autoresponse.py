@@ -39,6 +39,8 @@ def table_rules(rules: Sequence[AutoResponse]) -> list[TableRule]:
 class Holds:
     """Who is held, how often, and the replies that wait meanwhile. Empty for a hibernating object."""
 
+    __slots__ = ("_counts", "_replies")
+
     def __init__(self) -> None:
         self._counts: dict[ConnectionId | None, int] = {}
         self._replies: dict[ConnectionId, list[Frame]] = {}

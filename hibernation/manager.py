@@ -53,8 +53,8 @@ class ObjectRecord:
     attached: bool = False
     rules: tuple[AutoResponse, ...] = ()
     event_timeout_ms: int | None = None
-    standard: set[ConnectionId] = field(default_factory=set)
-    """Connections accepted without hibernation: in no list, without auto-responses."""
+    standard: dict[ConnectionId, None] = field(default_factory=dict)
+    """Connections accepted without hibernation: in no list, without auto-responses. Keys alone: sets are larger."""
     holds: Holds = field(default_factory=Holds)
 
 
@@ -135,7 +135,7 @@ class HibernationManager:
             return
         self._uncount(connection_id)
         record.holds.forget(connection_id)
-        record.standard.discard(connection_id)
+        record.standard.pop(connection_id, None)
         self._standard.pop(connection_id, None)
         if self.table.group(connection_id) == record.group:
             self.table.assign(connection_id, 0)
@@ -213,7 +213,7 @@ class HibernationManager:
         if hibernatable:
             self.table.assign(connection_id, record.group)
         else:
-            record.standard.add(connection_id)
+            record.standard[connection_id] = None
             self._standard[connection_id] = record
 
     def connections(self, object_id: ObjectId, tag: str | None = None) -> list[ConnectionId]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -91,7 +90,7 @@ class AlarmBook:
         # By name, the time that the store knows: what was committed when the current batch first touched the alarm.
         self._changed: dict[str, int | None] = {}
         # What the store is to be told when a batch is durable: put if the flag is set, else forget.
-        self._sealed: deque[tuple[int, AlarmEntry, bool]] = deque()
+        self._sealed: list[tuple[int, AlarmEntry, bool]] = []
 
     def get(self, name: str = "") -> int | None:
         """Return when the alarm is due (Unix ms); None while it runs, unless set anew."""
@@ -206,7 +205,7 @@ class AlarmBook:
         """Batches up to `seq` are durable: tell the store what is later now, or gone."""
         later: dict[str, AlarmEntry] = {}
         while self._sealed and self._sealed[0][0] <= seq:
-            _, entry, stands = self._sealed.popleft()
+            _, entry, stands = self._sealed.pop(0)
             if stands:
                 later[entry.alarm] = entry
             else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,8 +93,8 @@ class Commits:
         self._holds = 0
         self._telling = False
         self._pending_bytes = 0
-        self._batch_bytes: deque[tuple[int, int]] = deque()
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._batch_bytes: list[tuple[int, int]] = []
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._marks: list[_Mark] = []
         self._timer: Timer | None = None
         self.error: ObjectError | None = None
@@ -274,12 +273,12 @@ class Commits:
         if self.committed > seq:
             self._timer = self._ports.clock.call_later(self._timeout, self._too_slow)
         while self._batch_bytes and self._batch_bytes[0][0] <= seq:
-            self._pending_bytes -= self._batch_bytes.popleft()[1]
+            self._pending_bytes -= self._batch_bytes.pop(0)[1]
         if self.alarms is not None:
             self.alarms.durable(seq)
         self._gate.confirm(seq)
         while self._waiters and self._waiters[0][0] <= seq:
-            waiter = self._waiters.popleft()[1]
+            waiter = self._waiters.pop(0)[1]
             if not waiter.done():
                 waiter.set_result(None)
         if not self._dirty and self.durable == self.committed:

@@ -44,6 +44,8 @@ from objects.websocket import WebSocket
 
 log = logging.getLogger("torpor.objects")
 
+_ACCEPTED = UpgradeAccepted()
+
 LONG_TASK_S = 900.0
 """Background tasks hold eviction off for this long after the last event."""
 
@@ -78,6 +80,47 @@ class Aborted(asyncio.CancelledError):
 
 class Instance:
     """The runtime's side of one life of an object; user code sees it as `ctx` (`ObjectState`)."""
+
+    # More attributes than CPython keeps without a dict of 1.3 KB.
+    __slots__ = (
+        "__weakref__",
+        "_begun",
+        "_claim",
+        "_construct",
+        "_constructor",
+        "_context",
+        "_database",
+        "_events",
+        "_first_steps",
+        "_handles_alarms",
+        "_idle_timer",
+        "_last_event",
+        "_leaving",
+        "_mailbox",
+        "_now",
+        "_since",
+        "_sockets",
+        "_started",
+        "_stepping",
+        "_unstarted",
+        "alarms",
+        "blockers",
+        "closed",
+        "commits",
+        "error",
+        "home",
+        "input",
+        "loop",
+        "meter",
+        "object",
+        "object_id",
+        "output",
+        "retry_alarm",
+        "state",
+        "storage",
+        "stubs",
+        "tasks",
+    )
 
     def __init__(
         self,
@@ -520,7 +563,7 @@ class Instance:
         if ws.answer is not None:
             raise UsageError("the WebSocket has been accepted already")
         self.connections.accept(self.object_id, ws.connection_id, tags, hibernatable)
-        ws.answer = UpgradeAccepted(protocol)
+        ws.answer = _ACCEPTED if protocol is None else UpgradeAccepted(protocol)
 
     # Idle time
 

@@ -7,7 +7,6 @@ keep up refuses work instead of gathering it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ class Mailbox:
     def __init__(self, object_id: ObjectId, limits: Limits) -> None:
         self._object_id = object_id
         self._limits = limits
-        self._waiting: deque[Event] = deque()
+        self._waiting: list[Event] = []
         self._bytes = 0
         self._window_start = 0.0
         self._window_count = 0

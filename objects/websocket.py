@@ -39,6 +39,23 @@ _SURELY_SHORT = MAX_MESSAGE_BYTES // 4  # whatever its characters
 class WebSocket:
     """One connection of this object."""
 
+    # An awake object has one for each connection. Code of objects may add attributes of its own: those are in the dict.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_closing",
+        "_connections",
+        "_has_been_open",
+        "_inbox",
+        "_instance",
+        "_last_attachment",
+        "_last_info",
+        "answer",
+        "connection_id",
+        "failed",
+        "stands_alone",
+    )
+
     def __init__(self, instance: Instance, connections: Connections, connection_id: ConnectionId) -> None:
         self.connection_id = connection_id
         self.answer: UpgradeAccepted | None = None

@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,29 @@ async def test_memory_goes_storage_stays(world: World) -> None:
     assert await stub.increment() == 4
     await world.restart()
     assert await world.host.namespaces["test"].get_by_name("a").increment() == 5
+
+
+async def test_an_object_in_memory_that_does_nothing_takes_less_than_10_kb(world: World) -> None:
+    """And so does what it leaves behind: the allocator keeps the place of objects that were awake together."""
+
+    class Nothing(DurableObject):
+        async def nothing(self) -> None: ...
+
+    namespace = world.serve(Nothing)
+    for n in range(10):
+        await namespace.get_by_name(f"before {n}").nothing()
+    tracemalloc.start()
+    try:
+        count = 200
+        for n in range(count):
+            await namespace.get_by_name(f"object {n}").nothing()
+        await world.advance(1)
+        gc.collect()
+        bytes_each = tracemalloc.get_traced_memory()[0] / count
+    finally:
+        tracemalloc.stop()
+    assert world.awake() == 10 + count
+    assert bytes_each < 10_000
 
 
 async def test_ids_lead_to_the_same_object_however_they_were_made(world: World) -> None:
