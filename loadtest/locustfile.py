@@ -9,16 +9,17 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from locust import events, task
+from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from loadtest.observer import observer_of
-from loadtest.profiles import DEFAULT, PARAMETERS, ProfileError, profile
+from loadtest.profiles import DEFAULT, PARAMETERS, Profile, ProfileError, profile
 from loadtest.shapes import ProfileShape
 from loadtest.users import MediaPublisher, MediaSubscriber, RoomUser, TurnUser
 
@@ -35,12 +36,13 @@ def _options(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def _choose(environment: Environment, **_: Any) -> None:
+    if isinstance(environment.runner, WorkerRunner):
+        return  # its master tells which profile it is
     options = environment.parsed_options
     assert options is not None
-    given = {name: getattr(options, name, None) for name in PARAMETERS}
     try:
-        chosen = profile(options.profile or DEFAULT, given)
-        if environment.web_ui is None and not isinstance(environment.runner, WorkerRunner):
+        chosen = profile(options.profile or DEFAULT, {name: getattr(options, name, None) for name in PARAMETERS})
+        if environment.web_ui is None:
             check_address(environment.host)
     except ProfileError as error:
         sys.stderr.write(f"{error}\n")
@@ -48,15 +50,25 @@ def _choose(environment: Environment, **_: Any) -> None:
         os._exit(EXIT_USAGE)  # Locust would log an exception of a listener, and go on
     classes = {user.__name__: user for user in environment.user_classes}
     environment.user_classes[:] = [classes[name] for name in chosen.users]
-    for name, count in chosen.users.items():
-        if chosen.shape == "constant":
-            classes[name].fixed_count = count
-        else:
-            classes[name].weight = count
+    deal(chosen, classes)
     observer = observer_of(environment)
     observer.profile = chosen
     if isinstance(environment.shape_class, ProfileShape):
         environment.shape_class.observer = observer
+
+
+def deal(chosen: Profile, classes: Mapping[str, type[User]]) -> None:
+    """Tell Locust how many users of each class of a profile there are, and that publishers come first.
+
+    Among equals it would put one publisher in the middle of its viewers: the half that had come before it would then
+    join in one moment, instead of at the spawn rate.
+    """
+    first = [name for name in chosen.users if issubclass(classes[name], MediaPublisher)] or chosen.users
+    for name, count in chosen.users.items():
+        if chosen.shape == "constant" and name in first:
+            classes[name].fixed_count = count  # these come before all that only have a weight
+        else:
+            classes[name].weight = count
 
 
 def check_address(address: str | None) -> None:

@@ -30,7 +30,7 @@ from loadtest.engine.remote import CallFailed, EngineGone, RemoteEngine
 from loadtest.figures import Figures
 from loadtest.histogram import Histogram
 from loadtest.peers.process import process_cpu_ns, process_tree, resident_bytes
-from loadtest.profiles import Profile
+from loadtest.profiles import NAMES, Profile, profile
 from loadtest.record import PROGRESS_VARIABLE, describe_run, rounded
 from loadtest.verdict import EXIT_INVALID, Verdict, judge
 
@@ -213,6 +213,8 @@ class Observer:
 
     def _on_workers(self, environment: Environment, msg: Any, **_: Any) -> None:
         self._workers = max(1, int(msg.data["workers"]))
+        if msg.data["profile"] in NAMES:  # not an author's locustfile, which the worker has as well
+            self.profile = profile(msg.data["profile"], msg.data["parameters"])
 
     def _on_board(self, environment: Environment, msg: Any, **_: Any) -> None:
         self._post(msg.data)
@@ -285,7 +287,8 @@ class Observer:
         runner = self.environment.runner
         if isinstance(runner, MasterRunner):
             self._workers = max(1, runner.worker_count)
-            runner.send_message("loadtest.workers", {"workers": self._workers})  # before any user is spawned
+            told = {"workers": self._workers, "profile": self.profile.name, "parameters": dict(self.profile.parameters)}
+            runner.send_message("loadtest.workers", told)  # before any user is spawned
         else:
             try:
                 self.engine.call("resume")
@@ -316,8 +319,8 @@ class Observer:
         return seconds > NOBODY_WITHIN and not self.joined and runner is not None and bool(runner.errors)
 
     def full(self) -> None:
-        """All users are there: what counts begins now."""
-        if not self._measuring:
+        """All users are there: what counts begins now. If not one could join, nothing does."""
+        if not self._measuring and self.joined:
             self._measuring = True
             # The next reports bring what was counted since the last ones, which came a little before now.
             reported = self._reported_at.values()

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import httpx
+import aiohttp
 from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSTransport, ws_connect
 
 from loadtest.engine.dialects import (
@@ -197,7 +197,7 @@ class Rooms:
         self._members: dict[int, Member] = {}
         self._sizes: dict[str, int] = {}
         self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
-        self._http: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
         self._sending = asyncio.Event()
         self._sending.set()
 
@@ -331,14 +331,15 @@ class Rooms:
     async def request(self, method: str, url: str, within: float) -> tuple[int, int, float]:
         """One HTTP request: status, length of the body, seconds. Raises `RoomFailed`."""
         if self._http is None:
-            limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-            self._http = httpx.AsyncClient(limits=limits, trust_env=False)
+            connector = aiohttp.TCPConnector(limit=256)
+            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         began = time.monotonic()
         try:
-            response = await self._http.request(method, url, timeout=within)
-        except httpx.HTTPError as error:
+            async with self._http.request(method, url, timeout=aiohttp.ClientTimeout(total=within)) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise RoomFailed(f"{type(error).__name__}: {error}") from error
-        return response.status_code, len(response.content), time.monotonic() - began
+        return response.status, len(body), time.monotonic() - began
 
     def close(self, number: int) -> None:
         """Leave in order. Nothing happens when the connection has ended."""
@@ -364,7 +365,7 @@ class Rooms:
         """Leave everything, and free what is shared."""
         await self.leave()
         if self._http is not None:
-            await self._http.aclose()
+            await self._http.close()
 
 
 def _reason(error: Exception, within: float) -> str:

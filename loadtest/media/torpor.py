@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 
 from loadtest.media import sessions
 from loadtest.media.client import MediaClient
@@ -25,12 +25,12 @@ class SessionsApi:
     """
 
     def __init__(self, url: str, app_id: str, app_secret: str) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=f"{url}/v1/apps/{app_id}",
+        self._url = f"{url}/v1/apps/{app_id}"
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers={"authorization": f"Bearer {app_secret}"},
-            timeout=30,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            timeout=aiohttp.ClientTimeout(total=30),
         )
 
     async def publish(self, offer: str, sections: Sequence[tuple[str, str]]) -> tuple[str, PublicationRef]:
@@ -66,17 +66,17 @@ class SessionsApi:
 
     async def close(self) -> None:
         """Free its connections. Sessions end with their transports."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
-            response = await self._http.request(method, path, json=body)
-            answer: dict[str, Any] = response.json()
-        except (httpx.HTTPError, ValueError) as error:
+            async with self._http.request(method, self._url + path, json=body) as response:
+                answer: dict[str, Any] = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise MediaFailed(f"{method} {path}: {type(error).__name__} {error}") from error
-        if response.status_code >= 300 or "errorCode" in answer:
+        if response.status >= 300 or "errorCode" in answer:
             reason = f"{answer.get('errorCode', '')} {answer.get('errorDescription', '')}"
-            raise MediaFailed(f"{method} {path.rpartition('/')[2]}: {response.status_code} {reason}".rstrip())
+            raise MediaFailed(f"{method} {path.rpartition('/')[2]}: {response.status} {reason}".rstrip())
         return answer
 
 
