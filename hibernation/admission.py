@@ -70,7 +70,7 @@ class MessageRate:
 
 
 class AddressCounts:
-    """How many connections each address has, per IPv4 address or IPv6 /64; remembers only those that have some.
+    """How many connections and handshakes each address has, per IPv4 address or IPv6 /64; remembers only these.
 
     Args:
         most: connections of an address; 0 counts nothing and admits everything.

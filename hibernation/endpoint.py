@@ -40,7 +40,7 @@ from hibernation.admission import HandshakeRate, client_address
 from hibernation.asgi import AsgiWebSocket
 from hibernation.service import SocketService
 from objects.ids import ObjectId
-from objects.ports import ConnectionId, UpgradeAccepted, UpgradeRefused, UpgradeRequest
+from objects.ports import ConnectionId, UpgradeAccepted, UpgradeAnswer, UpgradeRefused, UpgradeRequest
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ UPGRADE_EXTENSION = "torpor.upgrade"
 """In `scope["extensions"]`: the `Upgrade`."""
 
 Headers = Sequence[tuple[str, str]]
+
+_FAILED = UpgradeRefused(500, body=b"Internal Server Error\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,15 @@ class Upgrade:
         dispatcher, manager, table = self._service.dispatcher, self._service.manager, self._service.table
         if dispatcher is None:
             raise RuntimeError("the service serves no objects")
-        if manager.has_all(self.client):
-            manager.refused["connections_per_address"] += 1
-            self._protocol.refuse(429, b"Too many connections\n")
+        if not manager.admit(self.client):
+            self._protocol.refuse(429, b"Too many connections from this address\n")
             return
-        handle = await self._protocol.park()
+        handle = None
+        try:
+            handle = await self._protocol.park()
+        finally:
+            if handle is None:
+                manager.leave(self.client)
         if handle is None:
             return
         connection_id = ConnectionId(handle)
@@ -119,7 +125,7 @@ class Upgrade:
         self._service.owners[handle] = self
         manager.begin(request)
         self._connecting = asyncio.ensure_future(dispatcher.waker.connect(object_id, request))
-        answer: UpgradeAccepted | UpgradeRefused = UpgradeRefused(503, body=b"No decision in time\n")
+        answer: UpgradeAnswer = UpgradeRefused(503, body=b"No decision in time\n")
         try:
             answer = await self._connecting
         except asyncio.CancelledError:
@@ -128,9 +134,14 @@ class Upgrade:
                 raise
         except Exception:
             logger.exception("the upgrade of %s failed", object_id.key)
-            answer = UpgradeRefused(500, body=b"Internal Server Error\n")
+            answer = _FAILED
         finally:
             del self._service.owners[handle]
+            try:
+                head = self._serialize(answer)
+            except ValueError as error:
+                logger.error("%s answered an upgrade with what cannot be sent: %s", object_id.key, error)
+                answer, head = _FAILED, self._serialize(_FAILED)
             protocol = answer.protocol if isinstance(answer, UpgradeAccepted) else None
             accepted = manager.answered(connection_id, protocol) is not None
             if self._gone:
@@ -139,17 +150,22 @@ class Upgrade:
                 else:
                     manager.forget(connection_id)
             elif isinstance(answer, UpgradeAccepted) and accepted:
-                table.open(handle, self._protocol.switching(protocol, answer.headers), self._service.now())
+                table.open(handle, head, self._service.now())
             else:
                 if isinstance(answer, UpgradeAccepted):
                     logger.error("%s answered 101 without accepting the connection", object_id.key)
-                    answer = UpgradeRefused(500, body=b"Internal Server Error\n")
+                    answer, head = _FAILED, self._serialize(_FAILED)
                 manager.unlist(connection_id)
                 if refuse_with_close:
                     table.open(handle, self._protocol.switching(None, ()), self._service.now())
                     AsgiWebSocket(self._service, handle).abandon(*closing(answer.status, answer.body))
                 else:
-                    table.refuse(handle, http_answer(answer.status, answer.headers, answer.body))
+                    table.refuse(handle, head)
+
+    def _serialize(self, answer: UpgradeAnswer) -> bytes:
+        if isinstance(answer, UpgradeAccepted):
+            return self._protocol.switching(answer.protocol, answer.headers)
+        return http_answer(answer.status, answer.headers, answer.body)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Accept, then close at once with `code`: the way to tell a browser's code why.

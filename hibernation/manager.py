@@ -20,7 +20,7 @@ from hibernation._sockets.table import SocketTable
 from hibernation.admission import AddressCounts
 from hibernation.autoresponse import Holds, table_rules
 from hibernation.connection import pack_info, unpack_info
-from objects.errors import LimitExceeded, UsageError
+from objects.errors import LimitExceeded, TooManyConnections, UsageError
 from objects.ids import ObjectId
 from objects.ports import (
     MAX_ATTACHMENT_BYTES,
@@ -104,9 +104,20 @@ class HibernationManager:
 
     # ── upgrades, from the endpoint ─────────────────────────────────────────────────────────────────────────────────
 
-    def has_all(self, client: str | None) -> bool:
-        """Whether this address has as many connections as one may have."""
-        return self._addresses.is_full(client)
+    def admit(self, client: str | None) -> bool:
+        """Count one more connection of this address from its handshake on; False if it has as many as one may have.
+
+        What was counted ends with the connection, with an answer that is no 101 (`answered`), or with `leave`.
+        """
+        if self._addresses.is_full(client):
+            self.refused["connections_per_address"] += 1
+            return False
+        self._addresses.add(client)
+        return True
+
+    def leave(self, client: str | None) -> None:
+        """An admitted client got no row."""
+        self._addresses.remove(client)
 
     def begin(self, request: UpgradeRequest) -> None:
         """A `CONNECTING` row exists; from now on the object may accept it."""
@@ -116,7 +127,10 @@ class HibernationManager:
         """The upgrade is decided: note the subprotocol, and return whose connection it has become, if anyone's."""
         request = self._upgrades.pop(connection_id, None)
         record = self._record_of(connection_id)
-        if request is None or record is None:
+        if request is None:
+            return None
+        if record is None:
+            self._addresses.remove(request.client)
             return None
         if protocol is not None:
             tags, _ = self.table.labels(connection_id)
@@ -203,12 +217,7 @@ class HibernationManager:
         if self.table.count(record.group) + len(record.standard) >= self._max_connections:
             self.refused["connections_per_room"] += 1
             self._drop_if_idle(record)
-            raise LimitExceeded("connections of an object", self._max_connections)
-        if self._addresses.is_full(request.client):  # others of it were accepted since this one began
-            self.refused["connections_per_address"] += 1
-            self._drop_if_idle(record)
-            raise LimitExceeded("connections of an address", self._addresses.most)
-        self._addresses.add(request.client)
+            raise TooManyConnections("connections of an object", self._max_connections)
         self._label(request, None, encoded)
         if hibernatable:
             self.table.assign(connection_id, record.group)
@@ -332,11 +341,11 @@ class HibernationManager:
         del self._by_group[record.group]
         for handle in [*self.table.rows(record.group), *record.standard]:
             connection_id = ConnectionId(handle)
-            self._uncount(connection_id)
             self._standard.pop(connection_id, None)
             if connection_id in self._upgrades:
                 self.table.assign(connection_id, 0)
                 continue
+            self._uncount(connection_id)
             self.table.abort(connection_id)
             self.table.release(connection_id)
             self.on_disconnect(connection_id)

@@ -24,7 +24,7 @@ from hibernation.wire import (
     unpack_request,
     unpack_rules,
 )
-from objects.errors import Disconnected, LimitExceeded, UsageError
+from objects.errors import Disconnected, TooManyConnections, UsageError
 from objects.ids import ObjectId
 from objects.ports import (
     MAX_CONNECTIONS,
@@ -215,7 +215,7 @@ class ObjectsEnd:
             raise UsageError("the connection was accepted before")
         mirror = self._mirrors.setdefault(object_id, _Mirror())
         if len(mirror.connections) >= MAX_CONNECTIONS:
-            raise LimitExceeded("connections of an object", MAX_CONNECTIONS)
+            raise TooManyConnections("connections of an object", MAX_CONNECTIONS)
         info = ConnectionInfo(connection_id, request.url, None, tuple(tags), self._unix_ms(), request.client)
         row = _Mirrored(object_id, info, hibernatable, last_seen_ms=self._unix_ms())
         mirror.connections[connection_id] = self._connections[connection_id] = row

@@ -4,6 +4,7 @@ ObjectError
 ├── UsageError                 a rule of the API was broken; nothing was changed
 │   ├── InvalidObjectId        the string is not an id of this namespace
 │   ├── LimitExceeded          a documented size or count was passed
+│   │   └── TooManyConnections the object has all the connections that one may have
 │   ├── NotSerializable        the value cannot be stored or sent
 │   ├── SqlError               the statement is wrong or breaks a constraint
 │   └── SqlForbidden           the statement is valid SQL that objects may not run
@@ -71,6 +72,10 @@ class LimitExceeded(UsageError, ValueError):
             return self.what
         got = "" if self.actual is None else f", got {self.actual}"
         return f"{self.what}: the limit is {self.limit}{got}"
+
+
+class TooManyConnections(LimitExceeded):
+    """The object has all the connections that one may have; this one was not accepted."""
 
 
 class NotSerializable(UsageError, TypeError):

@@ -32,7 +32,7 @@ from objects.errors import (
     UsageError,
 )
 from objects.firststep import FirstSteps
-from objects.http import HttpResponse
+from objects.http import check_response
 from objects.ids import ObjectId, ObjectKey
 from objects.instance import Instance, State
 from objects.limits import Limits
@@ -411,9 +411,12 @@ async def _connect(instance: Instance, request: UpgradeRequest) -> UpgradeAnswer
     if ws.answer is not None:
         return ws.answer
     instance.forget_socket(request.connection_id)
-    if isinstance(answer, HttpResponse):
-        return UpgradeRefused(answer.status, answer.headers, await answer.read())
-    return UpgradeRefused(500, (), b"The object did not accept the WebSocket.")
+    try:
+        refusal = check_response(answer, f"{type(instance.object).__name__}.web_socket_connect")
+    except UsageError as error:
+        log.error("%s: a WebSocket was neither accepted nor refused: %s", instance.object_id.key, error)
+        return UpgradeRefused(500, (), b"The object did not accept the WebSocket.")
+    return UpgradeRefused(refusal.status, refusal.headers, await refusal.read())
 
 
 def _abandon(instance: Instance, ws: WebSocket) -> None:

@@ -30,6 +30,7 @@ from objects.errors import (
 from objects.failures import for_callers
 from objects.firststep import FirstSteps, Started
 from objects.gates import InputGate, OutputGate, Section, Stage
+from objects.http import is_token
 from objects.ids import ObjectId
 from objects.kv import KeyValues
 from objects.limits import Limits
@@ -562,6 +563,8 @@ class Instance:
         """Accept an upgrade; see `ObjectState.accept_web_socket`."""
         if ws.answer is not None:
             raise UsageError("the WebSocket has been accepted already")
+        if protocol is not None and not is_token(protocol):
+            raise UsageError(f"{protocol!r} is no name of a subprotocol")
         self.connections.accept(self.object_id, ws.connection_id, tags, hibernatable)
         ws.answer = _ACCEPTED if protocol is None else UpgradeAccepted(protocol)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from objects.blockers import RPC_CALL
 from objects.errors import InvalidObjectId, UsageError
-from objects.http import HttpRequest, HttpResponse
+from objects.http import HttpRequest, HttpResponse, check_response
 from objects.ids import IdFactory, ObjectId
 from objects.instance import Instance
 from objects.mailbox import Event
@@ -147,7 +147,5 @@ async def _fetch(instance: Instance, request: HttpRequest) -> HttpResponse:
     handler = getattr(instance.object, "fetch", None)
     if handler is None:
         raise UsageError(f"{type(instance.object).__name__} has no fetch() handler")
-    response = await handler(request)
-    if not isinstance(response, HttpResponse):
-        raise TypeError(f"fetch() must return an HttpResponse, not {type(response).__name__}")
-    return sent_by(instance, response)
+    answer = await handler(request)
+    return sent_by(instance, check_response(answer, f"{type(instance.object).__name__}.fetch"))

@@ -237,7 +237,7 @@ class Connections(Protocol):
 
         Raises:
             UsageError: unknown, accepted before, or its upgrade answered already.
-            LimitExceeded: the object has `MAX_CONNECTIONS`.
+            TooManyConnections: the object has `MAX_CONNECTIONS`, or as many as the implementation lets it have.
         """
 
     def connections(self, object_id: ObjectId, tag: str | None = None) -> list[ConnectionId]:

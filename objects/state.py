@@ -22,11 +22,13 @@ instance. It does not run on a reset or a crash: persist as you go.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from objects.alarms import AlarmInfo
 from objects.errors import LimitExceeded, ObjectReset, UsageError
+from objects.gates import discard
 from objects.ids import ObjectId
 from objects.instance import Aborted, Instance
 from objects.ports import (
@@ -44,6 +46,8 @@ from objects.websocket import WebSocket, check_message, check_tags
 __all__ = ["AlarmInfo", "DurableObject", "ObjectState"]
 
 T = TypeVar("T")
+
+log = logging.getLogger("torpor.objects")
 
 
 class DurableObject:
@@ -85,7 +89,10 @@ class ObjectState:
 
     def wait_until(self, work: Awaitable[Any]) -> None:
         """Keep the instance awake until `work` is done, in the background; its exception is logged."""
-        self._instance.tasks.spawn(_finish(work), self._instance.tasks.section_now(), name="wait_until")
+        finishing = self._logged(lambda: work, "wait_until")
+        task = self._instance.tasks.spawn(finishing, self._instance.tasks.section_now(), name="wait_until")
+        if asyncio.iscoroutine(work):
+            task.add_done_callback(lambda _: discard(work))  # after a reset it may not have begun
 
     async def sleep(self, seconds: float) -> None:
         """Sleep by the host's clock. Blocks hibernation, but not eviction when nobody is connected."""
@@ -136,7 +143,8 @@ class ObjectState:
 
         Raises:
             UsageError: accepted before, or its upgrade was answered.
-            LimitExceeded: tags, or 32,768 connections; other connections are not affected.
+            LimitExceeded: tags.
+            TooManyConnections: 32,768 connections, or what the server lets a room have; others are not affected.
         """
         self._instance.accept(ws, check_tags(tags), protocol, hibernatable=True)
 
@@ -214,7 +222,15 @@ class ObjectState:
         return self._instance.connections.event_timeout(self.id)
 
     def _start(self, run: Callable[[], Awaitable[None] | None], section: Any) -> None:
-        self._instance.tasks.spawn(_run(run), section, name="timer")
+        self._instance.tasks.spawn(self._logged(run, "a timer"), section, name="timer")
+
+    async def _logged(self, run: Callable[[], Awaitable[Any] | None], what: str) -> None:
+        try:
+            awaitable = run()
+            if awaitable is not None:
+                await awaitable
+        except Exception:
+            log.exception("%s: work of %s raised", self.id.key, what)
 
 
 class _Interval:
@@ -232,13 +248,3 @@ class _Interval:
     def _due(self) -> None:
         self._timer = self._instance.tasks.call_later(self._seconds, self._due)
         self._start(self._section)
-
-
-async def _run(run: Callable[[], Awaitable[None] | None]) -> None:
-    result = run()
-    if result is not None:
-        await result
-
-
-async def _finish(work: Awaitable[Any]) -> None:
-    await work

@@ -17,10 +17,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade, closing
-from objects.errors import EventTimeout
+from objects.errors import EventTimeout, UsageError
 from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
-from objects.http import HttpRequest, HttpResponse
+from objects.http import HttpRequest, HttpResponse, check_request, check_response
 from objects.namespace import ObjectNamespace
 from partykit_compat.connection import given_id
 from partykit_compat.crons import Cron, CronContext, CronKeeper, next_run_ms
@@ -189,9 +189,9 @@ class PartyRoutes:
         try:
             with self._host.hook():
                 answer = await main.on_fetch(to_request(request), self._lobby("main"))
-            return None if answer is None else to_response(answer)
-        except Exception:
-            logger.exception("on_fetch raised")
+            return None if answer is None else to_response(check_response(answer, f"{main.__name__}.on_fetch"))
+        except Exception as error:
+            logger.exception("%s.on_fetch failed: %s", main.__name__, error)
             return PlainTextResponse("The party failed to answer.", 500)
 
     def _lobby(self, party: str, room: str | None = None) -> Lobby:
@@ -213,18 +213,24 @@ class PartyRoutes:
     async def _before(
         self, hook: str, address: RoomAddress, request: HttpRequest
     ) -> HttpRequest | HttpResponse | Close:
-        """Run a hook of the party's class; one that raises refuses with 401 and its message."""
+        """Run a hook of the party's class; one that raises refuses with 401 and its message, a wrong answer is 500."""
+        cls = self._classes[address.party]
         try:
             with self._host.hook():
-                answer: HttpRequest | HttpResponse | Close | None = await getattr(self._classes[address.party], hook)(
-                    request, self._lobby(*address)
-                )
+                answer: object = await getattr(cls, hook)(request, self._lobby(*address))
         except EventTimeout:  # logged, with what is not for the client
             return HttpResponse.of("The party failed to answer.", 500)
         except Exception as error:
             logger.info("%s of %s refused a request: %s", hook, address.party, error)
             return HttpResponse.of(str(error), 401)
-        return request if answer is None else answer
+        if answer is None or isinstance(answer, Close):
+            return request if answer is None else answer
+        try:
+            source = f"{cls.__name__}.{hook}"
+            return check_request(answer, source) if isinstance(answer, HttpRequest) else check_response(answer, source)
+        except UsageError as error:
+            logger.error("%s: %s", address.party, error)
+            return HttpResponse.of("The party failed to answer.", 500)
 
 
 def _stripped(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -14,11 +14,12 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortly
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
-from objects.errors import LimitExceeded, ObjectError
-from objects.http import HttpRequest, HttpResponse
+from objects.errors import ObjectError, TooManyConnections
+from objects.http import HttpRequest, HttpResponse, check_response
 from objects.ports import Frame, ReadyState, UpgradeRequest
 from objects.state import AlarmInfo, DurableObject, ObjectState
 from objects.websocket import MAX_REASON_BYTES, WebSocket
@@ -222,7 +223,7 @@ class Server(DurableObject):
         older = list(self.get_connections(connection_id)) if self.replace_duplicates else []
         try:
             self.ctx.accept_web_socket(ws, tags, protocol)
-        except LimitExceeded:
+        except TooManyConnections:
             return HttpResponse.of("The room is full.", 503, {"retry-after": "5"})
         if not tags:
             ws.close(1011, "invalid connection tags")
@@ -283,7 +284,7 @@ class Server(DurableObject):
         """Run `on_request`."""
         try:
             await self._ensure_started()
-            return await self.on_request(request)
+            return check_response(await self.on_request(request), f"{type(self).__name__}.on_request")
         except ObjectError:
             raise
         except Exception as error:
@@ -306,7 +307,7 @@ class Server(DurableObject):
             raise
 
     async def _report(self, error: Exception, hook: str) -> None:
-        logger.error("%s: %s raised", self.ctx.id.key, hook, exc_info=error)
+        logger.error("%s: %s.%s failed: %s", self.ctx.id.key, type(self).__name__, hook, error, exc_info=error)
         await self._tell(error)
 
     async def _tell(self, error: Exception) -> None:
@@ -363,13 +364,14 @@ def check_tags(connection_id: str, tags: Iterable[str]) -> list[str]:
         ValueError: over 10, or one without 1 to 256 bytes.
         TypeError: one tag and no collection of them, or a tag that is no str.
     """
-    if isinstance(tags, str):
-        raise TypeError("tags are a collection, not one str")
-    checked = list(dict.fromkeys([connection_id, *tags]))
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise TypeError(f"tags are a collection of str, not {shortly(tags)} ({type(tags).__name__})")
+    given = list(tags)
+    if not all(isinstance(tag, str) for tag in given):
+        raise TypeError(f"a tag is a str, in {shortly(given)}")
+    checked = list(dict.fromkeys([connection_id, *given]))
     if len(checked) > MAX_TAGS:
         raise ValueError(f"a connection has at most {MAX_TAGS} tags with its id, not {len(checked)}")
-    if not all(isinstance(tag, str) for tag in checked):
-        raise TypeError("a tag is a str")
     if not all(1 <= len(tag.encode()) <= MAX_TAG_BYTES for tag in checked):
         raise ValueError(f"a tag has 1 to {MAX_TAG_BYTES} bytes")
     return checked

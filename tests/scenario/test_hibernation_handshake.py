@@ -137,6 +137,29 @@ class TestDecisions:
                 assert len(await client.recv()) == 30_000
             await sending
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            UpgradeAccepted(headers=(("x-a", "b\r\nset-cookie: c"),)),
+            UpgradeRefused(403, (("x-a", "b\r\nset-cookie: c"),)),
+            UpgradeRefused(403, (("x-a", "\u0416"),)),
+        ],
+    )
+    async def test_an_answer_that_cannot_be_sent_is_500_and_leaves_nothing(self, answer: UpgradeAnswer) -> None:
+        def answering(instance: Instance, upgrade: UpgradeRequest) -> UpgradeAnswer:
+            if isinstance(answer, UpgradeAccepted):
+                accept_all(instance, upgrade)
+            return answer
+
+        async with gateway() as room:
+            room.script.on_connect = answering
+            with pytest.raises(InvalidStatus) as refused:
+                async with asyncio.timeout(5), room.connect():
+                    pass
+            assert refused.value.response.status_code == 500
+            assert "set-cookie" not in refused.value.response.headers
+            await until(lambda: room.service.table.counters()["rows"] == 0)
+
     async def test_party_9_a_refusal_is_plain_http_with_its_headers(self) -> None:
         async with gateway() as room:
             room.script.on_connect = lambda instance, upgrade: UpgradeRefused(403, (("x-reason", "full"),), b"not here")

@@ -431,6 +431,28 @@ class TestOverload:
         assert await stub.ping() == "pong"
 
 
+class TestBackground:
+    async def test_what_raises_behind_the_events_is_logged_with_its_object(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Busy(Base):
+            async def busy(self) -> None:
+                self.ctx.wait_until(self.fail("waited for"))
+                self.ctx.set_timeout(lambda: self.fail("timed"), 1)
+
+            async def fail(self, what: str) -> None:
+                raise RuntimeError(what)
+
+        stub = world.serve(Busy).get_by_name("a")
+        await stub.busy()
+        await world.advance(1.1)
+        logged = [(record.getMessage(), str(record.exc_info and record.exc_info[1])) for record in caplog.records]
+        assert logged == [
+            (f"{stub.id.key}: work of wait_until raised", "waited for"),
+            (f"{stub.id.key}: work of a timer raised", "timed"),
+        ]
+
+
 class TestIdleAccounting:
     async def test_blockers_have_names(self, world: World) -> None:
         go = asyncio.Event()

@@ -60,6 +60,8 @@ class Room(Server):
             case "slow":
                 await asyncio.sleep(0.1)
                 connection.send("welcome")
+            case "reset":
+                self.ctx.abort("as told")
             case "headers":
                 connection.send(json.dumps(dict(request.headers)))
 
@@ -515,6 +517,40 @@ class TestConnections:
             await world.logged(("close", "b", 1000, "", True, False))
             async with world.connect("/party/r?_pk=d") as again:  # one has left: there is place for another
                 assert (await ask(again, "who"))[4] == ["a", "d"]
+
+    async def test_handshakes_under_way_count_as_connections_of_their_address(self, enter: Callable[..., Any]) -> None:
+        async with enter(max_per_address=2) as world:
+            world.parties.env["start_takes"] = 0.2
+            addresses = world.running.manager._addresses
+
+            async def connect() -> int:
+                try:
+                    async with world.connect("/party/r"):
+                        await until(lambda: world.running.manager.refused["connections_per_address"] == 3)
+                        return 101
+                except InvalidStatus as refused:
+                    return int(refused.response.status_code)
+
+            assert sorted(await asyncio.gather(*(connect() for _ in range(5)))) == [101, 101, 429, 429, 429]
+            await until(lambda: len(addresses) == 0)
+
+            world.parties.env["fail_start"] = 1  # neither a refused one nor one whose client leaves is counted on
+            assert await status_of(world.connect("/party/refusing")) == 500
+            _, leaving = await asyncio.open_connection("127.0.0.1", world.running.port)
+            leaving.write(
+                b"GET /party/waiting HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            await until(lambda: len(addresses) == 1)
+            leaving.close()
+            await until(lambda: len(addresses) == 0)
+
+    async def test_a_reset_during_a_handshake_gives_the_address_its_place_back(self, enter: Callable[..., Any]) -> None:
+        async with enter(max_per_address=1) as world:
+            for _ in range(3):
+                assert await status_of(world.connect("/party/r?do=reset")) == 503
+            async with world.connect("/party/r"):
+                pass
 
 
 class Refuses(Room):
