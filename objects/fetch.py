@@ -41,7 +41,8 @@ async def fetch(stub: ObjectStub, request: Request | HttpRequest) -> Response:
         return to_response(await stub.fetch(plain))
     except Overloaded:
         return Response("The object is overloaded.", 503, {"retry-after": "1"}, "text/plain")
-    except Disconnected:
+    except Disconnected as error:
+        log.debug("%s: fetch ended: %s", stub.id.key, error)
         return Response("The object is not available.", 503, {"retry-after": "1"}, "text/plain")
     except ObjectError as error:
         log.error("%s: fetch failed: %s", stub.id.key, error)

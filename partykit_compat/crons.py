@@ -1,6 +1,6 @@
-"""Crons: a party's schedule, kept by one object of its own, so that it survives restarts and no run is forgotten.
+"""Crons: each is kept by an object of its own, so that it survives restarts and no run is forgotten.
 
-Each cron is a named alarm of that object. A run that was due while the server was down is made up for once, at the
+A cron is the alarm of its object. A run that was due while the server was down is made up for once, at the
 start; a run cut by a crash is made again. One that raises is tried again as alarms are, after 2, 4, 8, ... s, six times
 at most and only before it is due next anyhow.
 """
@@ -8,7 +8,7 @@ at most and only before it is due next anyhow.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,10 @@ from objects.state import DurableObject, ObjectState
 
 logger = logging.getLogger(__name__)
 
-_EXPRESSION = "expression "
+_EXPRESSION = "expression"
+
+MAX_CRON_BYTES = 256
+"""Bytes of a cron's name."""
 
 
 @dataclass(slots=True)
@@ -48,55 +51,55 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class CronContext:
-    """What the constructor of a `CronKeeper` gets: the expressions by name, and what to do at each run."""
+    """What the constructor of a `CronKeeper` gets, by `keeper_name`: the cron, and what to do at each run."""
 
-    expressions: Mapping[str, str]
+    name: str
+    expression: str
     run: Callable[[Cron], Awaitable[None]]
     now_ms: Callable[[], int]
 
 
-async def _nothing(cron: Cron) -> None:
-    """Of a party that is not served any more."""
+def keeper_name(party: str, cron: str) -> str:
+    """Return the name of the object that keeps a party's cron."""
+    return f"{party} {cron}"
 
 
 class CronKeeper(DurableObject):
-    """The schedule of one party."""
+    """One cron of a party, apart from the others: one that hangs is ended by the end of its object."""
 
     def __init__(self, ctx: ObjectState, env: Any) -> None:
         super().__init__(ctx, env)
-        self._context: CronContext = env.get(ctx.id.name, CronContext({}, _nothing, lambda: 0))
+        self._context: CronContext | None = env.get(ctx.id.name)  # None: it was taken out of the class
 
     async def schedule(self) -> None:
-        """Set the alarms of crons that are new or changed; those that stand keep their time, also if it is past."""
-        standing = await self.ctx.storage.list_alarms()
-        for name, expression in self._context.expressions.items():
-            if name not in standing or await self.ctx.storage.get(_EXPRESSION + name) != expression:
-                await self.ctx.storage.put(_EXPRESSION + name, expression)
-                await self._set(name, expression)
-        for name in standing.keys() - self._context.expressions.keys():
-            await self.ctx.storage.delete_alarm(name)
-            await self.ctx.storage.delete(_EXPRESSION + name)
+        """Set the alarm if the cron is new or changed; one that stands keeps its time, also if it is past."""
+        context = self._context
+        assert context is not None
+        standing = await self.ctx.storage.get_alarm() is not None
+        if not standing or await self.ctx.storage.get(_EXPRESSION) != context.expression:
+            await self.ctx.storage.put(_EXPRESSION, context.expression)
+            await self._set(context)
 
     async def alarm(self, info: AlarmInfo) -> None:
-        """Run a cron, then set its next alarm: so a crash between the two runs it again rather than never."""
-        expression = self._context.expressions.get(info.name)
-        if expression is None:  # taken out of the class
+        """Run the cron, then set its next alarm: so a crash between the two runs it again rather than never."""
+        context = self._context
+        if context is None:
             return
-        cron = Cron(info.name, expression, info.scheduled_time, info.retry_count)
-        if info.retry_count and not cron.is_tried_again(self._context.now_ms()):
+        cron = Cron(context.name, context.expression, info.scheduled_time, info.retry_count)
+        if info.retry_count and not cron.is_tried_again(context.now_ms()):
             # One that hangs is stopped from outside: what comes next must not hang on its end.
-            await self._set(info.name, expression)
+            await self._set(context)
             await self.ctx.storage.sync()
         try:
-            await self._context.run(cron)
+            await context.run(cron)
         except Exception:
-            if cron.is_tried_again(self._context.now_ms()):
+            if cron.is_tried_again(context.now_ms()):
                 raise
-            logger.exception("on_cron %r raised", info.name)
-        await self._set(info.name, expression)
+            logger.exception("on_cron %r raised", context.name)
+        await self._set(context)
 
-    async def _set(self, name: str, expression: str) -> None:
-        await self.ctx.storage.set_alarm(next_run_ms(expression, self._context.now_ms()), name)
+    async def _set(self, context: CronContext) -> None:
+        await self.ctx.storage.set_alarm(next_run_ms(context.expression, context.now_ms()))
 
 
 def next_run_ms(expression: str, now_ms: int) -> int:

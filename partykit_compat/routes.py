@@ -17,13 +17,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade, closing
-from objects.errors import EventTimeout, UsageError
+from objects.errors import Disconnected, EventTimeout, UsageError
 from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse, check_request, check_response
 from objects.namespace import ObjectNamespace
 from partykit_compat.connection import given_id
-from partykit_compat.crons import Cron, CronContext, CronKeeper, next_run_ms
+from partykit_compat.crons import MAX_CRON_BYTES, Cron, CronContext, CronKeeper, keeper_name, next_run_ms
 from partykit_compat.names import MAX_ROOM_BYTES, RoomAddress, is_party_name, parse_path
 from partykit_compat.parties import Lobby, PartyContext, PartyNamespace
 from partykit_compat.server import MAX_TAG_BYTES, Close, Server
@@ -61,7 +61,7 @@ class PartyRoutes:
         cors: True for the usual headers on every HTTP answer of a room, a mapping for others.
 
     Raises:
-        ValueError: a party whose name cannot stand in a URL, or a cron that is none.
+        ValueError: a party whose name cannot stand in a URL, or a cron that is none or whose name is too long.
         UsageError: a party whose name is taken on that host.
     """
 
@@ -102,8 +102,8 @@ class PartyRoutes:
     async def start(self) -> None:
         """Begin to run crons; after the host was started."""
         for name, cls in self._classes.items():
-            if cls.crons:
-                await self._crons.get_by_name(name).schedule()
+            for cron in cls.crons:
+                await self._crons.get_by_name(keeper_name(name, cron)).schedule()
 
     def fetch_or(self, app: ASGIApp) -> ASGIApp:
         """Return what answers where nothing else does: `on_fetch` of the party `main`, or `app` if that passes."""
@@ -190,6 +190,11 @@ class PartyRoutes:
             with self._host.hook():
                 answer = await main.on_fetch(to_request(request), self._lobby("main"))
             return None if answer is None else to_response(check_response(answer, f"{main.__name__}.on_fetch"))
+        except EventTimeout:  # logged
+            return PlainTextResponse("The party failed to answer.", 500)
+        except Disconnected as error:  # the client left in its body, or a room that was asked went away
+            logger.debug("%s.on_fetch: %s", main.__name__, error)
+            return PlainTextResponse("The party is not available.", 503, {"retry-after": "1"})
         except Exception as error:
             logger.exception("%s.on_fetch failed: %s", main.__name__, error)
             return PlainTextResponse("The party failed to answer.", 500)
@@ -201,13 +206,15 @@ class PartyRoutes:
         contexts = {}
         now_ms = self._host.ports.clock.unix_ms
         for name, cls in self._classes.items():
-            for expression in cls.crons.values():
-                next_run_ms(expression, now_ms())
 
             async def run(cron: Cron, name: str = name, cls: type[Server] = cls) -> None:
                 await cls.on_cron(cron, self._lobby(name))
 
-            contexts[name] = CronContext(cls.crons, run, now_ms)
+            for cron, expression in cls.crons.items():
+                next_run_ms(expression, now_ms())
+                if len(cron.encode()) > MAX_CRON_BYTES:
+                    raise ValueError(f"a cron is named by at most {MAX_CRON_BYTES} bytes, not {cron!r}")
+                contexts[keeper_name(name, cron)] = CronContext(cron, expression, run, now_ms)
         return contexts
 
     async def _before(

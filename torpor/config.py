@@ -26,6 +26,7 @@ DEVELOPMENT_APP_SECRET = "development-secret-for-loopback-only-never-use-it-anyw
 
 APP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 SECRET_LENGTH_MIN = 32
+BLOCKING_TIMEOUT_MIN = 0.1  # less would end handlers that only wait for a busy machine
 TOO_SHORT = f"a secret needs at least {SECRET_LENGTH_MIN} printable ASCII characters"
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)+\Z")
 RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/party", "/demo")
@@ -195,7 +196,7 @@ class RoomSettings:
     )
     compression: bool = setting(False, "Agree to permessage-deflate, without context takeover")
     blocking_timeout: float = setting(
-        5.0, "A handler that holds the server up this long without an await is stopped, its room reset", least=0.1
+        5.0, "Code that holds the server up this long without an await is stopped, its room reset; 0: never", least=0
     )
     ping_interval: float = setting(20.0, "A ping is sent after this much silence; 0: never", least=0, most=3600)
     storage_max_bytes: int = setting(10 * 1024**3, "Size of one room's file; above it writing fails", least=2**20)
@@ -409,6 +410,8 @@ class Settings:
         for origin in self.rooms.allowed_origins:
             if not _is_origin(origin):
                 yield "rooms.allowed_origins", f"{origin!r} is neither '*' nor an origin like 'https://example.org'"
+        if 0 < self.rooms.blocking_timeout < BLOCKING_TIMEOUT_MIN:
+            yield "rooms.blocking_timeout", f"must be 0, for never, or at least {BLOCKING_TIMEOUT_MIN}"
         if self.rooms.admin_token is not None and not _is_long_enough(self.rooms.admin_token):
             yield "rooms.admin_token", TOO_SHORT
 

@@ -113,7 +113,7 @@ class Rooms:
             instances=rooms.awake_max,
             database_bytes=rooms.storage_max_bytes,
             stop_s=settings.shutdown.timeout,
-            blocking_s=rooms.blocking_timeout,
+            blocking_s=rooms.blocking_timeout or None,
         )
         self._host = ObjectHost(self._drivers.ports, secret=secret, limits=limits)
         self.routes = PartyRoutes(self._host, classes, env=room_environment(os.environ))

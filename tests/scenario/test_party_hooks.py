@@ -48,6 +48,30 @@ class TestRequests:
         async with serve_rooms(Says) as rooms:
             assert await (await rooms.fetch("r", method=method)).text() == method
 
+    @pytest.mark.parametrize("path", ["/party/r", "/elsewhere"])
+    async def test_a_client_that_leaves_in_its_body_is_no_error(
+        self, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Reads(Server):
+            async def on_request(self, request: HttpRequest) -> HttpResponse:
+                return HttpResponse.of(await request.text())
+
+            @staticmethod
+            async def on_fetch(request: HttpRequest, lobby: Lobby) -> HttpResponse:
+                return HttpResponse.of(await request.text())
+
+        caplog.set_level(logging.DEBUG)
+        async with serve_rooms(Reads) as rooms:
+            to_room: asyncio.Queue[Any] = asyncio.Queue()
+            to_room.put_nowait({"type": "http.request", "body": b"half", "more_body": True})
+            to_room.put_nowait({"type": "http.disconnect"})
+            scope = {"type": "http", "method": "POST", "scheme": "http", "path": path, "headers": []}
+            async with asyncio.timeout(5):
+                await rooms._routes(scope, to_room.get, asyncio.Queue().put)  # type: ignore[arg-type]
+            levels = {one.levelno for one in caplog.records if "left in the middle of its body" in one.getMessage()}
+            assert levels == {logging.DEBUG}
+            assert await (await rooms.fetch("r", method="POST", body=b"whole")).text() == "whole"
+
     async def test_bodies_stream_both_ways_piece_by_piece(self) -> None:
         class Doubles(Server):
             async def on_request(self, request: HttpRequest) -> HttpResponse:
@@ -547,6 +571,24 @@ class TestCrons:
             rooms.host.limits = dataclasses.replace(rooms.host.limits, alarm_s=5.0)
             await rooms.advance(400)
         assert len({cron.scheduled_ms for cron in Scheduled.runs}) >= 5
+
+    async def test_one_that_hangs_ends_none_of_the_others(self) -> None:
+        class Hangs(Server):
+            crons = {"hangs": "0 * * * * *", "works": "4 * * * * *"}  # noqa: RUF012
+
+            @staticmethod
+            async def on_cron(cron: Cron, lobby: Lobby) -> None:
+                await (go_on if cron.name == "works" else asyncio.Event()).wait()
+                Scheduled.runs.append(cron)
+
+        go_on = asyncio.Event()
+        async with serve_rooms(Hangs, at_ms=FIVE_PAST_MS) as rooms:
+            rooms.host.limits = dataclasses.replace(rooms.host.limits, alarm_s=5.0)
+            await rooms.advance(61)  # the one was ended while the other was waiting
+            go_on.set()
+            await rooms.settle()
+            assert [cron.name for cron in Scheduled.runs] == ["works"]
+            assert Scheduled.runs[0].retry_count == 0
 
     async def test_a_run_missed_while_down_is_made_up_for_once(self, tmp_path: Any) -> None:
         class Minutely(Scheduled):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from objects.errors import EventTimeout
 from partykit_compat import Server
 from sfu.errors import SfuError
 from sfu.routes import BodyLimits
@@ -57,6 +59,8 @@ class TestSettings:
             ('[parties]\nMain = "app:Chat"\n', "parties.Main"),
             ('[rooms]\nallowed_origins = ["example.org"]\n', "rooms.allowed_origins"),
             ('[rooms]\nadmin_token = "short"\n', "rooms.admin_token"),
+            ("[rooms]\nblocking_timeout = 0.09\n", "rooms.blocking_timeout"),
+            ("[rooms]\nblocking_timeout = -1\n", "rooms.blocking_timeout"),
         ],
     )
     def test_what_cannot_work_is_refused(self, tmp_path: Path, text: str, key: str) -> None:
@@ -116,6 +120,33 @@ class TestFolder:
         settings = Settings(rooms=RoomSettings(folder=tmp_path / "file" / "data"))
         with pytest.raises(StartRefused, match="data folder"):
             Rooms(settings, {"main": Server})
+
+
+class Blocks(Server):
+    async def block(self) -> str:
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:
+            time.sleep(0.01)  # noqa: ASYNC251  the fault under test
+        return "through"
+
+
+class TestBlocking:
+    @pytest.mark.parametrize("limit", [0.0, 0.1])
+    async def test_the_limit_for_code_that_holds_the_server_up_can_be_taken_away(
+        self, tmp_path: Path, limit: float
+    ) -> None:
+        room_settings = RoomSettings(folder=tmp_path / "data", blocking_timeout=limit)
+        rooms = Rooms(Settings(rooms=room_settings), {"main": Blocks})
+        await rooms.start()
+        try:
+            call = rooms.routes.parties["main"].get("r").block()
+            if limit:
+                with pytest.raises(EventTimeout):
+                    await call
+            else:
+                assert await call == "through"
+        finally:
+            await rooms.close()
 
 
 class TestBodies:
