@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from hibernation._sockets.table import SocketTable
 from hibernation.admission import AddressCounts
@@ -88,6 +88,8 @@ class HibernationManager:
         max_per_address: int = 0,
     ) -> None:
         self.table = table
+        # Of the port; without a step of ours, as it is called the most.
+        self.send = cast("Callable[[ConnectionId, Frame], None]", table.send)
         self.clock = clock
         self._slow = slow
         self._max_connections = max_connections
@@ -247,10 +249,6 @@ class HibernationManager:
     def ready_state(self, connection_id: ConnectionId) -> ReadyState:
         """See `Connections.ready_state`."""
         return _READY_STATES[self.table.ready_state(connection_id)]
-
-    def send(self, connection_id: ConnectionId, data: Frame) -> None:
-        """See `Connections.send`."""
-        self.table.send(connection_id, data)
 
     def close(self, connection_id: ConnectionId, code: int | None, reason: str) -> None:
         """See `Connections.close`."""

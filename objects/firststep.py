@@ -11,14 +11,11 @@ Making a task current is what asyncio offers to task implementations, see "Task 
 from __future__ import annotations
 
 import asyncio
-from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
-U = TypeVar("U")
+from objects._step.step import FirstStep, Spare
 
 
 class Started:
@@ -67,35 +64,15 @@ class Started:
         self._spare.hand(begin)
 
 
-class FirstSteps:
-    """Takes first steps on one event loop."""
-
-    def __init__(self) -> None:
-        self._spare: _Spare | None = None
-        self.ready = False
-        """Whether `take` may be called."""
+class FirstSteps(FirstStep):
+    """Takes first steps on one event loop: `take` is compiled, see `_step/step.pyi`."""
 
     def prepare(self) -> None:
         """Be ready from the next turn of the running loop on."""
         if self._spare is None:
             self._spare = _Spare(asyncio.get_running_loop(), self)
 
-    def take(self, context: Context, code: Callable[[T, U], Awaitable[Any]], first: T, second: U) -> Started | None:
-        """Run `code(first, second)` in `context` until it ends (None) or waits; raises what it raises.
-
-        Only when `ready`, and outside of any task.
-        """
-        spare = self._spare
-        assert spare is not None
-        _enter_task(spare.loop, spare.task)
-        try:
-            coro, awaited = context.run(_begin, code, first, second)
-        except StopIteration:
-            return None
-        finally:
-            _leave_task(spare.loop, spare.task)
-            if spare.handed.done():  # it cancelled its own task
-                self._replace()
+    def _waits(self, spare: _Spare, coro: Coroutine[Any, Any, Any], context: Context, awaited: Any) -> Started:
         if self._spare is spare:
             self._replace()
         return Started(spare, coro, context, awaited)
@@ -103,6 +80,9 @@ class FirstSteps:
     def _replace(self) -> None:
         self._spare, self.ready = None, False
         self.prepare()
+
+    def _coroutine(self, awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+        return _await(awaitable)
 
     async def close(self) -> None:
         """End the spare task."""
@@ -112,26 +92,19 @@ class FirstSteps:
             await asyncio.wait((spare.task,))
 
 
-def _begin(code: Callable[[T, U], Awaitable[Any]], first: T, second: U) -> tuple[Coroutine[Any, Any, Any], Any]:
-    coro = code(first, second)
-    if type(coro) is not CoroutineType:
-        coro = _await(coro)
-    return coro, coro.send(None)
-
-
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-class _Spare:
+class _Spare(Spare):
     """A task that waits for a coroutine to go on with."""
 
-    __slots__ = ("_rest", "handed", "loop", "task")
+    __slots__ = ("_rest",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, home: FirstSteps) -> None:
         self.loop = loop
         self._rest: Callable[[BaseException | None], Coroutine[Any, Any, Any]] | None = None
-        self.handed: asyncio.Future[None] = loop.create_future()
+        self.handed = loop.create_future()
         self.task = asyncio.Task(self._run(home), loop=loop, context=Context(), name="spare")
 
     def hand(self, rest: Callable[[BaseException | None], Coroutine[Any, Any, Any]]) -> None:

@@ -71,6 +71,8 @@ class InputGate:
         self.root = Section(None)
         self.active = self.root
         self.broken = False
+        self.is_open = True
+        """Whether `admit` would start work of the root section at once."""
         self._call_soon = call_soon
         self._scheduled = False
         self._reserved: asyncio.Future[Any] | None = None
@@ -97,6 +99,7 @@ class InputGate:
 
         def enter() -> None:
             self.active = section
+            self._see()
             start(section)
 
         if parent is self.active and not parent.starting:
@@ -136,6 +139,7 @@ class InputGate:
     def break_(self) -> None:
         """Let nobody in any more and forget the queues: nothing of this object runs again."""
         self.broken = True
+        self._see()
         section: Section | None = self.active
         while section is not None:
             section.waiting.clear()
@@ -153,16 +157,14 @@ class InputGate:
             return True
         return self._free(section)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether `admit` would start work of the root section at once."""
-        root = self.root
-        return self.active is root and self._reserved is None and not (root.waiting or root.starting or self.broken)
-
     def _free(self, section: Section) -> bool:
         return section is self.active and self._reserved is None and not (section.waiting or section.starting)
 
+    def _see(self) -> None:
+        self.is_open = not self.broken and self._free(self.root)
+
     def _schedule(self) -> None:
+        self._see()
         if not self._scheduled:
             self._scheduled = True
             self._call_soon(self._serve)
@@ -182,6 +184,7 @@ class InputGate:
             active.starting.pop(0)()
         elif active.waiting:
             active.waiting.pop(0)()
+        self._see()
         if self.active.starting or self.active.waiting:
             # After the steps that this one has just made ready.
             self._schedule()

@@ -171,7 +171,9 @@ class ObjectHost:
             used[name] = namespace.meter.numbers() | {"hibernated_s": namespace.meter.hibernated_so_far(now)}
         for instance in self._instances.values():
             numbers = used[instance.object_id.namespace]
-            numbers[instance.time_counts_as] += now - instance.since
+            active, idle = instance.unmetered(now)
+            numbers["active_s"] += active
+            numbers["idle_s"] += idle
         for numbers in used.values():
             numbers["gb_seconds"] = gb_seconds(numbers["active_s"])
         return used

@@ -15,8 +15,9 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from objects._step.step import ShortWay
 from objects.alarms import AlarmBook, AlarmScheduler
 from objects.blockers import BODY, EVENT, RPC_STUB, STORAGE, TASK, TIMER, Blockers
 from objects.commits import Commits
@@ -36,7 +37,7 @@ from objects.kv import KeyValues
 from objects.limits import Limits
 from objects.mailbox import Event, Mailbox
 from objects.metering import Meter
-from objects.ports import Claim, ConnectionId, Connections, Delivery, Frame, Ports, Timer, UpgradeAccepted
+from objects.ports import Claim, ConnectionId, Connections, Delivery, Ports, Timer, UpgradeAccepted
 from objects.sql import Sql
 from objects.sqlite import Database, OpenFiles
 from objects.storage import Storage
@@ -72,50 +73,38 @@ class State(Enum):
     GONE = "gone"
 
 
-_RUNNING, _GONE = State.RUNNING, State.GONE  # looking a member of an enum up takes its time
-
-
 class Aborted(asyncio.CancelledError):
     """Ends the code that called `ctx.abort`."""
 
 
-class Instance:
-    """The runtime's side of one life of an object; user code sees it as `ctx` (`ObjectState`)."""
+class Instance(ShortWay):
+    """The runtime's side of one life of an object; user code sees it as `ctx` (`ObjectState`).
+
+    Most messages are handled the short way, which is compiled: `handle_now`, see `_step/step.pyi`.
+    """
 
     # More attributes than CPython keeps without a dict of 1.3 KB.
     __slots__ = (
         "__weakref__",
-        "_begun",
         "_claim",
         "_construct",
         "_constructor",
-        "_context",
         "_database",
         "_events",
-        "_first_steps",
         "_handles_alarms",
         "_idle_timer",
-        "_last_event",
         "_leaving",
         "_mailbox",
-        "_now",
         "_since",
-        "_sockets",
         "_started",
-        "_stepping",
-        "_unstarted",
         "alarms",
         "blockers",
         "closed",
         "commits",
         "error",
         "home",
-        "input",
         "loop",
-        "meter",
-        "object",
         "object_id",
-        "output",
         "retry_alarm",
         "state",
         "storage",
@@ -143,7 +132,7 @@ class Instance:
         self.blockers = Blockers(self._busy_changed)
         self.tasks = Tasks(self, self.input, self.blockers, home.ports.clock, home.limits, self.break_)
         self.closed: asyncio.Future[None] = self.loop.create_future()
-        self.object: Any = None  # of the user's class
+        self.object = None
         self.stubs: set[Disposable] = set()
         self.storage: Storage | None = None
         self.commits: Commits | None = None
@@ -153,18 +142,14 @@ class Instance:
         self._database: Database | None = None
         self._claim: Claim | None = None
         self._events: set[Event] = set()
-        self._sockets: dict[ConnectionId, WebSocket] = {}
+        self._sockets = {}
         self._mailbox = Mailbox(self.object_id, home.limits)
+        self._rate = self._mailbox.rate
         self._last_event = self._since = home.ports.clock.monotonic()
         self._now = home.ports.clock.monotonic
         self._first_steps = home.first_steps
-        self._stepping = False
-        """A message's handler takes its first step: an event, though nobody but its own code can see it."""
         self._idle_timer: Timer | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._begun = 0
-        self._unstarted = 0
-        """Events that the input gate has let in, and whose first step is still to come."""
         self._started: asyncio.Future[None] = self.loop.create_future()
         self._context = self.tasks.context_of(self.input.root)
         # Everything waits until the constructor, a section of its own, has ended.
@@ -194,6 +179,7 @@ class Instance:
         else:
             if self.state is State.STARTING:
                 self.state = State.RUNNING
+                self._running = True
                 self.output.reach(Stage.SECTIONS)
                 self.input.end(self._constructor)
         finally:
@@ -301,6 +287,7 @@ class Instance:
         """Stop everything, at once; return the events that were under way."""
         self._account(self._now())
         self.state = State.GONE
+        self._running = False
         self.input.break_()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -461,54 +448,18 @@ class Instance:
 
     # Messages, the short way
 
-    def handle_now(self, connection_id: ConnectionId, data: Frame) -> bool:
-        """Run a message's handler up to where it first waits, unless something has to come before; see `ports.Waker`.
+    def _step_failed(self, error: BaseException) -> None:
+        if self._running:
+            self.meter.errors += 1
+            log.error("%s: message handler raised", self.object_id.key, exc_info=error)
 
-        As `submit`, but without a queue that nobody waits in and without a task for code that never waits.
-        """
-        steps = self._first_steps
-        # An event that has been let in before has its first step before.
-        if self.state is not _RUNNING or self._unstarted or not self.input.is_open or not steps.ready:
-            return False
-        ws = self._sockets.get(connection_id) or self.socket(connection_id)
-        now = self._now()
-        if ws.stands_alone or not self._mailbox.count(now):
-            return False
-        self._begun += 1
-        meter = self.meter
-        meter.messages += 1
-        self._account(now)
-        self._stepping = True
-        try:
-            handler = getattr(self.object, "web_socket_message", None)
-            started = None if handler is None else steps.take(self._context.copy(), handler, ws, data)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # as a task would: other connections' messages come after this one
-            started = None
-            if self.state is not _GONE:
-                meter.errors += 1
-                log.error("%s: message handler raised", self.object_id.key, exc_info=error)
-        finally:
-            now = self._now()
-            if self.state is not _GONE:
-                self._account(now)
-            self._stepping = False
-        if started is not None:
-            self._go_on(Event("message", _went_on, size=len(data), started=True), started)
-        elif self.output.is_open:
-            self._last_event = now
-        elif self.state is not _GONE:  # it stays an event until what it wrote is durable
-            self.blockers.add(EVENT)
-            self.output.pass_(self._message_left)
-        return True
-
-    def _go_on(self, event: Event, started: Started) -> None:
+    def _go_on(self, started: Started, size: int) -> None:
         """Its first step has been taken, and it waits: from here on it is an event like any other."""
-        if self.state is State.GONE:
+        if not self._running:
             started.close()
             started.task.cancel()
             return
+        event = Event("message", _went_on, size=size, started=True)
         self.blockers.add(EVENT)
         self._events.add(event)
         timeout_ms = self.connections.event_timeout(self.object_id)
@@ -521,8 +472,13 @@ class Instance:
         task = self.tasks.go_on(started, ended, event.cause)
         task.add_done_callback(lambda task: self._finished(event, task))
 
+    def _stay_until_durable(self) -> None:
+        """It stays an event until what it wrote is durable."""
+        self.blockers.add(EVENT)
+        self.output.pass_(self._message_left)
+
     def _message_left(self) -> None:
-        if self.state is not _GONE:
+        if self._running:
             self.blockers.remove(EVENT)
             self._last_event = self._now()
 
@@ -578,7 +534,7 @@ class Instance:
         return counts
 
     def _busy_changed(self, busy: bool) -> None:
-        if self.state is _GONE:
+        if self.state is State.GONE:
             return
         self._account(self._now(), was_busy=not busy)
         if not busy and self._idle_timer is None:
@@ -589,28 +545,30 @@ class Instance:
         self._idle_timer = None
         if self.blockers or self.state is not State.RUNNING:
             return
-        left = self._since + self.home.limits.idle_s - self._now()
+        left = max(self._since, self._last_event) + self.home.limits.idle_s - self._now()
         if left > 0:
             self._idle_timer = self.home.ports.clock.call_later(left, self._idle)
         else:
             self.leave_soon("idle")
 
-    @property
-    def since(self) -> float:
-        """When the time that is under way began; it is not in the meter yet."""
-        return self._since
+    def unmetered(self, now: float, was_busy: bool | None = None) -> tuple[float, float]:
+        """Return the seconds of activity and of idleness until `now` that are not in the meter yet.
 
-    @property
-    def time_counts_as(self) -> Literal["active_s", "idle_s"]:
-        """Where in the meter the time under way will go."""
-        return "active_s" if self._stepping or self.blockers.total else "idle_s"
+        Args:
+            was_busy: whether anything but first steps of messages was under way; None: as it is now.
+        """
+        elapsed = now - self._since
+        if self.blockers.total if was_busy is None else was_busy:
+            return elapsed, 0.0
+        active = self._steps_s + (now - self._step_began if self._stepping else 0.0)
+        return active, elapsed - active
 
     def _account(self, now: float, was_busy: bool | None = None) -> None:
-        if self._stepping or (self.blockers.total if was_busy is None else was_busy):
-            self.meter.active_s += now - self._since
-        else:
-            self.meter.idle_s += now - self._since
-        self._since = now
+        active, idle = self.unmetered(now, was_busy)
+        self.meter.active_s += active
+        self.meter.idle_s += idle
+        self._since = self._step_began = now
+        self._steps_s = 0.0
 
 
 class Disposable(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from objects._step.step import EventRate
 from objects.errors import QueueFull
 from objects.gates import Section
 from objects.ids import ObjectId
@@ -19,8 +20,6 @@ from objects.ports import Delivery, Timer
 
 if TYPE_CHECKING:
     from objects.instance import Instance
-
-WINDOW_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +52,7 @@ class Mailbox:
         self._limits = limits
         self._waiting: list[Event] = []
         self._bytes = 0
-        self._window_start = 0.0
-        self._window_count = 0
+        self.rate = EventRate(limits.events_per_10_s)
 
     def put(self, event: Event, now: float) -> None:
         """Count an event that has to wait."""
@@ -68,17 +66,10 @@ class Mailbox:
         self._waiting.remove(event)
         self._bytes -= event.size
 
-    def count(self, now: float) -> bool:
-        """Count an event that has come; False if too many have within ten seconds."""
-        if now - self._window_start >= WINDOW_S:
-            self._window_start, self._window_count = now, 0
-        self._window_count += 1
-        return self._window_count <= self._limits.events_per_10_s
-
     def refusal(self, event: Event, now: float) -> QueueFull | None:
         """Return why an event cannot be taken, if it cannot."""
         limits = self._limits
-        in_rate = self.count(now)
+        in_rate = self.rate.admit(now)
         oldest = self._waiting[0].queued_at if self._waiting else None
         if len(self._waiting) >= limits.queued_events:
             reason = "too many events are waiting"

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from objects import codec
+from objects._step.step import SURELY_SHORT, Sender
 from objects.blockers import WEB_SOCKET
 from objects.errors import LimitExceeded, UsageError
 from objects.ports import (
@@ -33,39 +34,30 @@ if TYPE_CHECKING:
 
 _RESERVED_CODES = frozenset({1004, 1005, 1006, 1015})
 MAX_REASON_BYTES = 123
-_SURELY_SHORT = MAX_MESSAGE_BYTES // 4  # whatever its characters
 
 
-class WebSocket:
-    """One connection of this object."""
+class WebSocket(Sender):
+    """One connection of this object; `send` is compiled, see `_step/step.pyi`."""
 
     # An awake object has one for each connection. Code of objects may add attributes of its own: those are in the dict.
     __slots__ = (
         "__dict__",
         "__weakref__",
-        "_closing",
         "_connections",
-        "_has_been_open",
         "_inbox",
         "_instance",
         "_last_attachment",
         "_last_info",
         "answer",
-        "connection_id",
-        "failed",
-        "stands_alone",
     )
 
     def __init__(self, instance: Instance, connections: Connections, connection_id: ConnectionId) -> None:
         self.connection_id = connection_id
         self.answer: UpgradeAccepted | None = None
-        self.failed = False
-        self.stands_alone = False
-        """Whether it was accepted without hibernation: its events go to its reader."""
         self._instance = instance
+        self._output = instance.output
         self._connections = connections
-        self._closing = False
-        self._has_been_open = False
+        self._pass_on = connections.send
         self._inbox: _Inbox | None = None
         self._last_attachment: bytes | None = None
         self._last_info: ConnectionInfo | None = None
@@ -78,11 +70,6 @@ class WebSocket:
         """The state; CLOSING once this side has called `close`, in this life of the object or an earlier one."""
         state = self._connections.ready_state(self.connection_id)
         return ReadyState.CLOSING if self._closing and state is ReadyState.OPEN else state
-
-    @property
-    def has_closed(self) -> bool:
-        """Whether `close` was called in this life of the object; the peer may send until it has answered."""
-        return self._closing
 
     @property
     def info(self) -> ConnectionInfo | None:
@@ -100,27 +87,12 @@ class WebSocket:
         """When the peer last sent anything, pongs included (Unix ms)."""
         return self._connections.last_seen_ms(self.connection_id)
 
-    def send(self, message: Frame) -> None:
-        """Queue a text (str) or binary (bytes) message; it leaves when what was written before is durable.
-
-        Ignored if the connection is gone.
-
-        Raises:
-            UsageError: `close` was called, the socket is not accepted, or `message` is neither str nor bytes.
-            LimitExceeded: more than 32 MiB.
-        """
+    def _send_otherwise(self, message: Frame) -> None:
         kind = type(message)
-        if (kind is not str and kind is not bytes) or len(message) > _SURELY_SHORT:
+        if (kind is not str and kind is not bytes) or len(message) > SURELY_SHORT:
             check_message(message)
-        if self.failed:
-            return
-        if not (self._has_been_open and not self._closing) and not self._may_send():
-            return
-        connections, connection_id = self._connections, self.connection_id
-        if self._instance.output.is_open:
-            connections.send(connection_id, message)
-        else:
-            self._leave(lambda: connections.send(connection_id, message))
+        if not self.failed and self._may_send():
+            self._leave(lambda: self._pass_on(self.connection_id, message))
 
     def _may_send(self) -> bool:
         state = self._connections.ready_state(self.connection_id)
@@ -130,7 +102,7 @@ class WebSocket:
             raise UsageError("send after close")
         if state is ReadyState.CONNECTING and self.answer is None:
             raise UsageError("the WebSocket has not been accepted")
-        self._has_been_open = state is ReadyState.OPEN  # it can only end from here on, and a send after that is ignored
+        self._has_been_open = state is ReadyState.OPEN
         return True
 
     def close(self, code: int | None = None, reason: str = "") -> None:
@@ -206,7 +178,7 @@ class WebSocket:
         self._inbox.give(message, taken)
 
     def _leave(self, act: Callable[[], None]) -> None:
-        output = self._instance.output
+        output = self._output
         if output.is_open:
             act()
             return

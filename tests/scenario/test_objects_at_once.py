@@ -191,6 +191,39 @@ async def test_what_it_sends_waits_for_what_it_wrote(room: Setup) -> None:
     assert await room.stub.blockers() == {"event": 1}
 
 
+async def test_the_meter_has_its_step_as_activity_and_what_lies_between_as_idleness(world: World) -> None:
+    during: list[tuple[float, float]] = []
+
+    def used() -> tuple[float, float]:
+        usage = world.host.usage()["test"]
+        return usage["active_s"], usage["idle_s"]
+
+    class Slow(Room):
+        async def web_socket_message(self, ws: WebSocket, message: Any) -> None:
+            world.clock._now += 2  # it computes for so long
+            during.append(used())
+            if message == "put":
+                await super().web_socket_message(ws, message)
+            world.clock._now += 1
+            during.append(used())
+
+    room = Setup(world)
+    world.host.namespaces["test"].kind.cls = Slow
+    client = await room.client()
+    await world.advance(1)
+    assert await room.now((client, "hi"), (client, "hi")) == [True, True]
+    assert during == [(2, 1), (3, 1), (5, 1), (6, 1)]
+    await world.advance(1)
+    assert await room.now((client, "put")) == [True]  # a blocker comes in the middle of the step
+    assert during[4:] == [(8, 2), (9, 2)]
+    await world.advance(1)
+    assert used() == (9, 3)
+    await world.advance(9)
+    assert world.awake() == 0
+    meter = world.host.namespaces["test"].meter
+    assert (meter.active_s, meter.idle_s) == (9, 12)
+
+
 async def test_one_that_raises_is_counted_and_the_connection_stays(
     room: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:

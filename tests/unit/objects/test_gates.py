@@ -107,11 +107,12 @@ class TestInputGate:
         gate.begin(gate.root, sections.append)
         gate.admit(gate.root, lambda: log.append(1))
         gate.break_()
+        assert not gate.is_open
         gate.end(sections[0])
         turns.run()
         assert log == []
 
-    @given(st.lists(st.sampled_from(["admit", "begin", "nest", "end", "turn"]), max_size=40))
+    @given(st.lists(st.sampled_from(["admit", "begin", "nest", "end", "end awaited", "turn"]), max_size=40))
     def test_whatever_happens_sections_exclude_each_other_and_events_keep_their_order(self, actions: list[str]) -> None:
         turns = Turns()
         gate = InputGate(turns.call_soon)
@@ -131,7 +132,9 @@ class TestInputGate:
 
         for action in actions:
             if action == "admit":
+                at_once, before = gate.is_open, len(started)
                 gate.admit(gate.root, lambda n=admitted: start(n))  # type: ignore[misc]
+                assert len(started) - before == at_once
                 admitted += 1
             elif action == "begin":
                 gate.begin(gate.root, enter)
@@ -141,6 +144,9 @@ class TestInputGate:
                 begun += 1
             elif action == "end" and live:
                 gate.end(live.pop())
+            elif action == "end awaited" and live:
+                waiter: Any = object()  # nobody comes for it
+                gate.end(live.pop(), waiter)
             elif action == "turn" and turns.queue:
                 turns.queue.popleft()()
         while live or turns.queue:
@@ -149,6 +155,7 @@ class TestInputGate:
                 gate.end(live.pop())
         assert started == list(range(admitted))
         assert entered == begun
+        assert gate.is_open
 
 
 class TestGated:
