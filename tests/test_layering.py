@@ -79,7 +79,7 @@ def test_cores_hold_no_sockets_and_no_loop(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in modules(package)
-        if path.stem not in {"endpoint", "peer_endpoint", "routes", "service"}
+        if path.stem not in {"endpoint", "peer_endpoint", "stream_endpoint", "routes", "service"}
         for name in imports(path)
         if name.split(".")[0] in ASYNC_AND_SOCKETS
     ]

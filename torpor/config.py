@@ -129,6 +129,9 @@ class RelaySettings:
         200, "Under load, packets gather in the kernel so many microseconds before a relay thread takes them; 0: never",
         least=0, most=1000,
     )  # fmt: skip
+    tls_record_per_message: bool = setting(
+        False, "One TLS record per message of data, for clients that take one message per read (coturn's load client)"
+    )
     media_in_memory: bool = setting(
         True, "Hand packets between relays and our own media side over in memory; false: through the network"
     )

@@ -130,6 +130,8 @@ TURN_COUNTERS: Mapping[str, str] = {
     "bytes_sent": "UDP payload bytes sent.",
     "send_calls": "Send calls.",
     "trains": "Sends of several datagrams as one (UDP GSO).",
+    "stream_reads": "Reads of TCP and TLS clients by relay threads.",
+    "stream_writes": "Writes to TCP and TLS clients by relay threads.",
     "rounds": "Times a relay thread woke.",
     "gathered": "Times a relay thread let packets gather before it took them.",
     "in_memory_received": "Datagrams received from the media side of this process, in memory.",

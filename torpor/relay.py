@@ -123,6 +123,7 @@ def turn_settings(settings: Settings, endpoints: Sequence[str]) -> TurnSettings:
         tcp_relays=own.tcp_relays,
         threads=turn_threads(settings),
         gather_us_max=own.gather_us_max,
+        tls_record_per_message=own.tls_record_per_message,
         realm=own.realm,
         users=_values(own.users),
         rest_secrets=tuple(secret.value for secret in own.shared_secrets),

@@ -19,8 +19,8 @@ Where to look:
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
 | what happens per packet | `_relay/table.pxd` (and `_reference.py`, its plain-Python twin) |
-| threads, batches, sockets of relays, peers in this process | `_relay/plane.pyx` |
-| TCP, TLS, timeouts of connections | `endpoint.py`, `framing.py`, `tls.py` |
+| threads, batches, peers in this process, data over TCP | `_relay/engine.pxd`, commands in `_relay/plane.pyx` |
+| TCP, TLS, timeouts of connections | `stream_endpoint.py`, `framing.py`, `tls.py`; `_relay/stream.pxd` |
 | limits | `settings.py` |
 | the HTTP API | `routes.py` |
 """

@@ -129,6 +129,9 @@ class TurnSettings:
     does not take what is left for it."""
     stream_queue_bytes: int = 256 * 1024
     """Output waiting for a slow TCP client; beyond, whole messages are dropped (T4)."""
+    tls_record_per_message: bool = False
+    """One TLS record for each message of data, for clients that take one message per read (T6); else what is ready
+    together shares records, at a fraction of the CPU. Answers always have their own."""
 
     def check(self) -> None:
         """Refuse settings that cannot be served.

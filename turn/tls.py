@@ -1,7 +1,7 @@
 """TLS of one connection over memory buffers: bytes of the wire in, bytes of the client out (T5, T6).
 
-`receive_data(wire)` gives what the client said; then `data_to_send()`. One `send_message` is one TLS record (up to
-16 KiB): some clients take one message per read. No sockets, no time.
+`receive_data(wire)` gives what the client said; then `data_to_send()`. One `send_message` is one TLS record, if it has
+no more than 16 KiB. No sockets, no time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ssl
 from contextlib import suppress
 
 ALPN = ("stun.turn", "stun.nat-discovery")  # RFC 7443
-_READ_BYTES = 65536
+_READ_BYTES = 16384  # a record holds no more
 
 
 class TlsStream:
@@ -36,25 +36,21 @@ class TlsStream:
         Raises:
             ssl.SSLError: not TLS, or a version or certificate that does not suit. An alert may wait in `data_to_send`.
         """
-        self._incoming.write(data)
+        incoming, tls = self._incoming, self._tls
+        incoming.write(data)
+        pieces: list[bytes] = []
         try:
             if not self.established:
-                self._tls.do_handshake()
+                tls.do_handshake()
                 self.established = True
-            pieces = []
-            while piece := self._read():
+            while incoming.pending or not pieces:
+                if not (piece := tls.read(_READ_BYTES)):
+                    self.finished = True  # the client's close_notify
+                    break
                 pieces.append(piece)
         except ssl.SSLWantReadError:
-            return b""
-        return b"".join(pieces)
-
-    def _read(self) -> bytes:
-        try:
-            piece = self._tls.read(_READ_BYTES)
-        except ssl.SSLWantReadError:
-            return b""
-        self.finished = not piece  # an empty read is the client's close_notify
-        return piece
+            pass
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def send_message(self, message: bytes) -> None:
         """Queue one message. Only once `established`."""

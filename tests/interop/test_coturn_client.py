@@ -43,9 +43,10 @@ def assert_nothing_lost(status: int, output: str) -> None:
 @pytest.mark.parametrize("mode", [(), ("-s",), ("-D",)], ids=["channels", "indications", "padded"])
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 async def test_nothing_is_lost_between_two_clients(transport: str, mode: tuple[str, ...], tmp_path: Path) -> None:
-    """Client to client through two relays of ours (-y). The old client numbers channels up to 0x7FFF (C1)."""
+    """Client to client through two relays of ours (-y). The old client numbers channels up to 0x7FFF (C1), and over TLS
+    takes one message per read (T6)."""
     flags = {"udp": (), "tcp": ("-t",), "tls": ("-t", "-S")}[transport]
-    async with serving(tmp_path, rfc5766_channel_numbers=True) as service:
+    async with serving(tmp_path, rfc5766_channel_numbers=True, tls_record_per_message=True) as service:
         port = service.tls_port if transport == "tls" else service.port
         status, output = await uclient(port, "-u", USER, "-w", PASSWORD, "-y", "-c", *flags, *mode)
         assert_nothing_lost(status, output)

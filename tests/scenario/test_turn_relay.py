@@ -73,7 +73,7 @@ class TestRoundTrips:
 
     async def test_v3_ipv6_listeners_take_no_ipv4_in_disguise(self) -> None:
         async with serving(listen_addresses=("::1",)) as service:
-            for sock in (*service._endpoint._udp[0], *service._endpoint._tcp[0].sockets):  # type: ignore[union-attr]
+            for sock in (*service._endpoint._udp[0], service._endpoint._tcp[0][0]):  # type: ignore[union-attr]
                 assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
     @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from tests.support.turn_sockets import Client, Peer, eventually, serving
+from tests.support.turn_sockets import PEER_HOST, Client, Peer, eventually, serving
 from turn.service import TurnService
 from wire import stun
-from wire.stun import Attr, MessageClass, Method
+from wire.stun import Attr, MessageClass, Method, TransportAddress
+
+UDP_SEGMENT = 103
 
 BINDING = stun.serialize(Method.BINDING, MessageClass.REQUEST, bytes(range(1, 13)), [])
 
@@ -186,7 +190,36 @@ class TestTls:
                 writer.transport.abort()
             await asyncio.sleep(0.05)
 
-    async def test_t6_one_message_per_tls_record(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("one_each", "expected"), [(False, [520]), (True, [104] * 5)])
+    async def test_t6_data_that_is_ready_together_shares_a_record_unless_told_otherwise(
+        self, one_each: bool, expected: list[int], tmp_path: Path
+    ) -> None:
+        async with (
+            serving(tmp_path, tls_record_per_message=one_each) as service,
+            Client.connected(service, "tls") as client,
+        ):
+            relay = await client.allocate()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                peer.bind((PEER_HOST, 0))
+                await client.bind(0x4000, TransportAddress(ip_address(PEER_HOST), peer.getsockname()[1]))
+                assert client.writer is not None
+                secured = client.writer.get_extra_info("ssl_object")
+                read, sizes = secured.read, []
+
+                def one_record(size: int) -> bytes:
+                    data: bytes = read(size)
+                    sizes.append(len(data))
+                    return data
+
+                secured.read = one_record
+                peer.connect((str(relay.ip), relay.port))
+                train = socket.SOL_UDP, UDP_SEGMENT, struct.pack("H", 100)
+                peer.sendmsg([bytes(500)], [train])
+                for _ in range(5):
+                    assert await client.receive() == (0x4000, bytes(100))
+            assert sizes == expected
+
+    async def test_t6_one_answer_per_tls_record(self, tmp_path: Path) -> None:
         async with serving(tmp_path) as service:
             peer = await Peer.open()
 

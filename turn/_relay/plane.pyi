@@ -60,8 +60,44 @@ class Plane(RelayTable):
     def receive_stream(self, worker: int, connection: int, messages: list[bytes]) -> list[bytes]:
         """Whole messages of a connection: data is relayed at once, control messages are returned."""
 
-    def take_output(self) -> list[tuple[int, bytes]]:
-        """Connection and whole messages for it, of each that is not paused."""
+    def take_output(self) -> list[tuple[int, bytes, bytes, bool]]:
+        """What waits for Python: connection, TLS records of the client, whole messages for it, whether to release it.
+
+        Of an adopted TLS connection both; of one that Python has, messages, while it is not paused.
+        """
 
     def pause_stream(self, worker: int, connection: int, paused: bool) -> None:
-        """While paused, output waits in the plane and is dropped, message by message, beyond the limit (T4)."""
+        """Of a connection that Python has: output waits in the plane and is dropped, message by message, beyond the
+        limit (T4)."""
+
+    def adopt_stream(self, worker: int, connection: int, fd: int, sealed: bool) -> bool:
+        """Let the relay thread read and write a socket, until `release_stream`; the caller keeps it open so long.
+
+        Data is relayed. When something else comes, or the end, `take_output` says so.
+
+        Args:
+            worker: of the connection.
+            connection: its number.
+            fd: non-blocking; between two messages.
+            sealed: TLS: records come by `take_output` and go by `exchange_stream`.
+
+        Returns:
+            False, with nothing changed, if no relay serves the connection or it cannot be watched.
+        """
+
+    def release_stream(self, worker: int, connection: int) -> tuple[bytes, bytes, bytes]:
+        """Take the socket back: what the client said and nobody handled, its records behind that, bytes not yet sent.
+
+        Raises:
+            KeyError: it is not adopted.
+        """
+
+    def exchange_stream(self, worker: int, connection: int, said: bytes, wire: bytes) -> None:
+        """Of an adopted TLS connection: what the client's records said, and records for it.
+
+        Raises:
+            KeyError: it is not adopted.
+        """
+
+    def stalled_streams(self, seconds: float) -> list[int]:
+        """Adopted connections with a message that has been unfinished for longer than that (T2)."""

@@ -1,49 +1,29 @@
-"""Relay threads: sockets in, decisions of `table.pxd`, batches out (RFC 8656 §11, §12). No GIL from start to join.
-
-One round of a thread: `epoll_wait` → take the shard's lock → for each ready socket `recvmmsg` → decide per datagram →
-write it into the send arena → `sendmmsg` with trains → release the lock. Commands run between two rounds. What is not
-data goes up to Python through a bounded queue and an eventfd; what goes to a TCP or TLS client waits in that client's
-bounded buffer until Python fetches it.
-
-Peers in this process: with an exchange, what goes to an address that the other side bound is put into an inbox there,
-and what comes from there is decided as if it had arrived at the relay's socket. Nothing else differs: permissions,
-limits, accounts and drops are those of every peer.
-"""
+"""The relay plane: `RelayTable` with sockets and threads (`engine.pxd`). Commands of Python, between two rounds."""
 
 import os
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EMSGSIZE, errno
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
-from turn._relay.packet cimport be16, put16
+from turn._relay.engine cimport (
+    EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
+    STREAM_READ_BYTES, UPCALLS, WAKE_MARK, Engine, Upcall, carry_out, epoll_create1, epoll_ctl, epoll_event,
+    feed_stream, mark_dirty, monotonic, pthread_t, read, run, watch_stream, write, write_stream,
+)
+from turn._relay.stream cimport Buffer, Stream, append, consume, waiting
 from turn._relay.table cimport (
-    CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, IGNORED, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
-    Client, Outcome, Relay, RelayTable, Shard, Worker, atomic_load, client_link, decide_client, decide_peer,
-    relay_at, pthread_mutex_lock, pthread_mutex_unlock,
+    STREAM, TO_CONTROL, TO_PEER, Client, Outcome, Relay, RelayTable, Shard, decide_client, forget_if_idle, stream_address,
+    stream_client,
 )
-from wire._batch.exchange cimport End, Side, find_address
-from wire._batch.gather cimport Gather, gather_init, gather_sleep, gather_wait, nanosleep, timespec
-from wire._batch.inbox cimport (
-    SLOT_BYTES, Inbox, Slot, inbox_doze, inbox_heard, inbox_peek, inbox_release, inbox_rise,
-)
+from wire._batch.exchange cimport End
 from wire._batch.udp cimport (
-    AF_INET, AF_INET6, BATCH, MSG_DONTWAIT, Address, Datagram, Receiver, Sender, Socket, enable_gro, format_address,
-    parse_address, receive_batch, received, receiver_destroy, receiver_init, sender_commit, sender_destroy, sender_flush,
-    sender_init, sender_room, sendto, setsockopt, sockaddr,
+    AF_INET, AF_INET6, MSG_DONTWAIT, Address, Receiver, Socket, enable_gro, format_address, parse_address,
+    receiver_destroy, receiver_init, sender_destroy, sender_flush, sender_init, sendto, setsockopt, sockaddr,
 )
-
-cdef extern from "time.h" nogil:
-    int clock_gettime(int clock, timespec *out) noexcept
-    enum: CLOCK_MONOTONIC
-
-cdef extern from "unistd.h" nogil:
-    int close(int fd) noexcept
-    ssize_t read(int fd, void *out, size_t size) noexcept
-    ssize_t write(int fd, const void *data, size_t size) noexcept
 
 cdef extern from "sys/socket.h" nogil:
     int c_socket "socket"(int family, int kind, int protocol) noexcept
@@ -51,330 +31,24 @@ cdef extern from "sys/socket.h" nogil:
     enum: SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_RCVBUF, SO_SNDBUF
 
 cdef extern from "netinet/in.h" nogil:
-    enum: IPPROTO_IP, IPPROTO_IPV6, IPV6_V6ONLY, IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_DONT, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
+    enum: IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IPPROTO_IPV6, IPV6_V6ONLY, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int initial, int flags) noexcept
     enum: EFD_NONBLOCK, EFD_CLOEXEC
 
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags) noexcept
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event) noexcept
-    int epoll_wait(int epfd, epoll_event *events, int maximum, int timeout) noexcept
-    enum: EPOLLIN, EPOLL_CTL_ADD, EPOLL_CLOEXEC
-
-cdef extern from "signal.h" nogil:
-    ctypedef struct sigset_t:
-        pass
-    int sigfillset(sigset_t *set) noexcept
-    int pthread_sigmask(int how, const sigset_t *set, sigset_t *old) noexcept
-    enum: SIG_SETMASK
+cdef extern from "unistd.h" nogil:
+    int close(int fd) noexcept
 
 cdef extern from "pthread.h" nogil:
-    ctypedef unsigned long pthread_t
     int pthread_create(pthread_t *thread, const void *attributes, void *(*run)(void *) noexcept nogil, void *argument) noexcept
     int pthread_join(pthread_t thread, void **result) noexcept
 
 cdef enum:
-    EVENTS = 64
-    UPCALLS = 128               # control messages waiting for Python, per thread
-    UPCALL_SIZE = 2048          # no control message comes near
-    RECEIVES_PER_EVENT = 4      # fairness between sockets of one round
-    INBOX_BATCH = 256           # as many as a socket may have of one
     ARENA_BYTES = 512 * 1024
     LISTENER_BUFFER_BYTES = 4 * 1024 * 1024
     RECEIVE_MESSAGES = 64       # handed to Python per call
     GATHER_US_MAX = 1000
-    OUT_KEEP_BYTES = 16 * 1024  # a stream client's buffer above this is freed once empty
-
-cdef uint64_t LISTENER_MARK = <uint64_t>1 << 63
-cdef uint64_t WAKE_MARK = <uint64_t>1 << 62
-cdef uint64_t INBOX_MARK = WAKE_MARK | 1
-
-cdef struct Upcall:
-    Address source
-    uint32_t listener
-    uint32_t size
-    uint8_t data[UPCALL_SIZE]
-
-cdef struct Engine:
-    Worker *worker
-    Relay **relays              # the table's, with its generations
-    uint32_t *generations
-    Socket *listeners
-    int listener_count
-    int epoll
-    int wake
-    int notify                  # the plane's eventfd towards Python
-    int stop
-    uint32_t stream_queue_max
-    pthread_t thread
-    bint started
-    Receiver *receiver
-    Sender sender
-    Upcall *upcalls             # ring, under the shard's lock
-    uint32_t upcall_head
-    uint32_t upcall_count
-    bint told                   # Python has something to fetch
-    Inbox *inbox                # from another plane of this process, or NULL
-    Side *far                   # that plane
-    uint64_t rounds
-    uint64_t received
-    uint64_t in_memory          # datagrams from the inbox
-    Gather gather
-    int64_t gather_us           # its longest wait
-    int64_t receipts            # receive calls' messages and the inbox's datagrams, since the last wait
-    uint64_t gathered           # rounds that waited
-
-
-cdef inline double monotonic() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9
-
-
-cdef void send_alone(Engine *e, Socket *socket, const Address *to, const uint8_t *data, int size, bint dont_fragment) noexcept nogil:
-    """An empty datagram, which a train cannot carry, or one with DF (D2, D3). Keeps the order."""
-    cdef int on = IP_PMTUDISC_DO, off = IP_PMTUDISC_DONT
-    sender_flush(&e.sender)
-    if dont_fragment:
-        setsockopt(socket.fd, IPPROTO_IP, IP_MTU_DISCOVER, &on, sizeof(int))
-    e.sender.counters.calls += 1
-    if sendto(socket.fd, data, size, MSG_DONTWAIT, <const sockaddr *>to.raw, to.length) >= 0:
-        e.sender.counters.datagrams += 1
-        e.sender.counters.bytes += size
-    elif errno == EMSGSIZE:
-        e.worker.shard.counters[<int>TOO_BIG] += 1
-    elif errno == EAGAIN:
-        e.sender.counters.dropped_blocked += 1
-    else:
-        e.sender.counters.dropped_error += 1
-    if dont_fragment:
-        setsockopt(socket.fd, IPPROTO_IP, IP_MTU_DISCOVER, &off, sizeof(int))
-
-
-cdef void send_batched(Engine *e, Socket *socket, const Address *to, const uint8_t *data, int size) noexcept nogil:
-    cdef uint8_t *room = sender_room(&e.sender, size)
-    if room == NULL:
-        sender_flush(&e.sender)
-        room = sender_room(&e.sender, size)
-    memcpy(room, data, size)
-    sender_commit(&e.sender, socket, to, size, False, 0, NULL)
-
-
-cdef void queue_stream(Engine *e, Client *client, const Outcome *o) noexcept nogil:
-    """Whole messages or none (T4). The buffer grows up to the limit and is Python's to empty."""
-    cdef uint32_t need = o.head_size + o.payload_size + o.padding, capacity
-    cdef void *grown
-    cdef uint8_t *at
-    if client.out_size + need > e.stream_queue_max:
-        e.worker.shard.counters[<int>CLIENT_QUEUE_FULL] += 1
-        return
-    if client.out_size + need > client.out_capacity:
-        capacity = client.out_capacity if client.out_capacity else 4096
-        while capacity < client.out_size + need:
-            capacity *= 2
-        grown = realloc(client.out, capacity)
-        if grown == NULL:
-            e.worker.shard.counters[<int>CLIENT_QUEUE_FULL] += 1
-            return
-        client.out = <uint8_t *>grown
-        client.out_capacity = capacity
-    at = client.out + client.out_size
-    memcpy(at, o.head, o.head_size)
-    if o.payload_size:
-        memcpy(at + o.head_size, o.payload, o.payload_size)
-    memset(at + o.head_size + o.payload_size, 0, o.padding)
-    client.out_size += need
-    e.receipts += 1  # counts twice: it wakes Python as well
-    mark_dirty(e, client)
-
-
-cdef inline void mark_dirty(Engine *e, Client *client) noexcept nogil:
-    if not client.dirty and not client.paused:
-        client.dirty = True
-        client.next_dirty = e.worker.shard.dirty
-        e.worker.shard.dirty = client
-        e.told = False
-
-
-cdef void queue_upcall(Engine *e, uint32_t listener, const Address *source, const Outcome *o) noexcept nogil:
-    cdef Upcall *u
-    if e.upcall_count == UPCALLS or o.payload_size > UPCALL_SIZE:
-        e.worker.shard.counters[<int>CONTROL_QUEUE_FULL] += 1
-        return
-    u = &e.upcalls[(e.upcall_head + e.upcall_count) % UPCALLS]
-    e.upcall_count += 1
-    u.source = source[0]
-    u.listener = listener
-    u.size = o.payload_size
-    memcpy(u.data, o.payload, o.payload_size)
-    e.told = False
-
-
-cdef void carry_out(Engine *e, uint32_t listener, const Address *source, const Outcome *o) noexcept nogil:
-    """Do what was decided."""
-    cdef Client *client
-    cdef uint8_t tail[4]
-    if o.kind == TO_PEER:
-        if e.far != NULL and find_address(e.far, &o.peer) >= 0:
-            send_near(e, o)
-        elif o.payload_size == 0 or o.dont_fragment:
-            send_alone(e, &o.relay.socket, &o.peer, o.payload, o.payload_size, o.dont_fragment)
-        else:
-            send_batched(e, &o.relay.socket, &o.peer, o.payload, o.payload_size)
-    elif o.kind == TO_CLIENT and o.relay == NULL:
-        send_batched(e, &e.listeners[listener], source, o.head, o.head_size)
-    elif o.kind == TO_CLIENT:
-        client = o.relay.client
-        if client.listener == STREAM:
-            queue_stream(e, client, o)
-        else:
-            send_to_client(e, client, o)
-    elif o.kind == TO_CONTROL:
-        queue_upcall(e, listener, source, o)
-
-
-cdef void send_to_client(Engine *e, Client *client, const Outcome *o) noexcept nogil:
-    cdef int size = o.head_size + o.payload_size + o.padding
-    cdef uint8_t *room = sender_room(&e.sender, size)
-    if room == NULL:
-        sender_flush(&e.sender)
-        room = sender_room(&e.sender, size)
-    memcpy(room, o.head, o.head_size)
-    if o.payload_size:
-        memcpy(room + o.head_size, o.payload, o.payload_size)
-    memset(room + o.head_size + o.payload_size, 0, o.padding)
-    sender_commit(&e.sender, &e.listeners[client.listener], &client.address, size, False, 0, NULL)
-
-
-cdef void send_near(Engine *e, const Outcome *o) noexcept nogil:
-    """To a peer in this process. It takes no more than a slot holds, and nothing empty; DF means nothing in memory."""
-    if o.payload_size > SLOT_BYTES:
-        e.worker.shard.counters[<int>TOO_BIG] += 1
-    elif o.payload_size == 0:
-        e.worker.shard.counters[<int>IGNORED] += 1
-    else:
-        send_batched(e, &o.relay.near, &o.peer, o.payload, o.payload_size)
-
-
-cdef void drain_inbox(Engine *e, double now) noexcept nogil:
-    """What peers in this process sent to relays of this thread, at most a batch."""
-    cdef Shard *s = &e.worker.shard
-    cdef Relay *relay
-    cdef Slot *slot
-    cdef Outcome o
-    cdef int i
-    o.dont_fragment = False
-    for i in range(INBOX_BATCH):
-        slot = inbox_peek(e.inbox, 0)
-        if slot == NULL:
-            break
-        e.in_memory += 1
-        e.receipts += 1
-        relay = relay_at(s, &slot.to)
-        if relay == NULL:
-            s.counters[<int>NO_ALLOCATION] += 1
-        else:
-            decide_peer(s, relay, &slot.source, slot.data, slot.size, now, &o)
-            if o.kind != DROP:
-                carry_out(e, 0, &slot.source, &o)
-        inbox_release(e.inbox, 1)
-
-
-cdef void drain_socket(Engine *e, int fd, int listener, Relay *relay, double now) noexcept nogil:
-    """Everything that waits on one socket, up to a fair share. `relay` NULL: a listener."""
-    cdef Shard *s = &e.worker.shard
-    cdef Datagram d
-    cdef Outcome o
-    cdef int i, n, at, size, turns
-    o.dont_fragment = False
-    for turns in range(RECEIVES_PER_EVENT):
-        n = receive_batch(e.receiver, fd)
-        e.received += n
-        e.receipts += n
-        for i in range(n):
-            received(e.receiver, i, &d)
-            if d.truncated:
-                s.counters[<int>TRUNCATED] += 1  # D7
-                continue
-            at = 0
-            while True:
-                size = d.segment_size if d.size - at > d.segment_size else d.size - at
-                if relay == NULL:
-                    decide_client(s, listener, d.source, d.data + at, size, now, &o)
-                else:
-                    decide_peer(s, relay, d.source, d.data + at, size, now, &o)
-                if o.kind != DROP:
-                    carry_out(e, listener, d.source, &o)
-                at += size
-                if at >= d.size:
-                    break
-        if n < BATCH:
-            break
-
-
-cdef void *run(void *argument) noexcept nogil:
-    cdef Engine *e = <Engine *>argument
-    cdef epoll_event events[EVENTS]
-    cdef sigset_t signals
-    cdef timespec pause
-    cdef uint64_t mark, counter
-    cdef uint64_t slot
-    cdef int i, n, timeout
-    cdef bint notify
-    cdef double now
-    cdef int64_t wait
-    gather_init(&e.gather, e.gather_us)
-    sigfillset(&signals)
-    pthread_sigmask(SIG_SETMASK, &signals, NULL)
-    pause.tv_sec = 0
-    pause.tv_nsec = 20000
-    while not atomic_load(&e.stop):
-        wait = gather_wait(&e.gather, e.receipts, <int64_t>(monotonic() * 1e6))
-        e.receipts = n = 0
-        if wait:
-            gather_sleep(wait)
-            e.gathered += 1
-            n = epoll_wait(e.epoll, events, EVENTS, 0)
-        if n == 0:
-            timeout = 0 if e.inbox != NULL and not inbox_doze(e.inbox) else -1
-            n = epoll_wait(e.epoll, events, EVENTS, timeout)
-            if e.inbox != NULL:
-                inbox_rise(e.inbox)
-        pthread_mutex_lock(&e.worker.lock)
-        now = monotonic()
-        e.rounds += 1
-        for i in range(n):
-            mark = events[i].data.u64
-            if mark == WAKE_MARK:
-                read(e.wake, &counter, 8)
-            elif mark == INBOX_MARK:
-                inbox_heard(e.inbox)
-            elif mark & LISTENER_MARK:
-                drain_socket(e, e.listeners[mark & 0xFFFF].fd, mark & 0xFFFF, NULL, now)
-            else:
-                # The relay may have been closed since the event: its generation has moved on then.
-                slot = mark & 0xFFFFFF
-                if e.generations[slot] == mark >> 24 and e.relays[slot] != NULL:
-                    drain_socket(e, e.relays[slot].socket.fd, 0, e.relays[slot], now)
-        if e.inbox != NULL:
-            drain_inbox(e, now)
-        sender_flush(&e.sender)
-        notify = not e.told
-        e.told = True
-        pthread_mutex_unlock(&e.worker.lock)
-        if notify:
-            counter = 1
-            write(e.notify, &counter, 8)
-        while atomic_load(&e.worker.waiting):
-            nanosleep(&pause, NULL)
-    return NULL
 
 
 @cython.no_gc  # no cycle leads through it; the collector would clear `exchange` before the threads have ended
@@ -442,7 +116,8 @@ cdef class Plane(RelayTable):
             e.listeners = <Socket *>calloc(e.listener_count + 1, sizeof(Socket))
             e.receiver = <Receiver *>calloc(1, sizeof(Receiver))
             e.upcalls = <Upcall *>calloc(UPCALLS, sizeof(Upcall))
-            if e.listeners == NULL or e.receiver == NULL or e.upcalls == NULL:
+            e.scratch = <uint8_t *>malloc(STREAM_READ_BYTES)
+            if e.listeners == NULL or e.receiver == NULL or e.upcalls == NULL or e.scratch == NULL:
                 raise MemoryError
             if not receiver_init(e.receiver) or not sender_init(&e.sender, ARENA_BYTES):
                 raise MemoryError
@@ -497,8 +172,10 @@ cdef class Plane(RelayTable):
                 sender_destroy(&e.sender)
             free(e.listeners)
             free(e.upcalls)
+            free(e.scratch)
             e.listeners = NULL
             e.upcalls = NULL
+            e.scratch = NULL
             e.upcall_count = 0
         if self.joined:
             self.exchange.detach()
@@ -620,43 +297,157 @@ cdef class Plane(RelayTable):
         return control
 
     def take_output(self):
-        """(connection, whole messages) of every stream client that has something and is not paused."""
+        """(connection, TLS records of the client, messages for it, whether to take its socket back): what waits for Python."""
         cdef int i
-        cdef Shard *s
-        cdef Client *client
+        cdef Engine *e
+        cdef Stream *stream
         out = []
         for i in range(self.worker_count):
-            s = &self.workers[i].shard
+            e = &self.engines[i]
             with nogil:
                 self.lock(i)
-            while s.dirty != NULL:
-                client = s.dirty
-                s.dirty = client.next_dirty
-                client.dirty = False
-                out.append((stream_number(&client.address), PyBytes_FromStringAndSize(<char *>client.out, client.out_size)))
-                client.out_size = 0
-                if client.out_capacity > OUT_KEEP_BYTES:
-                    free(client.out)
-                    client.out = NULL
-                    client.out_capacity = 0
+            while e.worker.shard.dirty != NULL:
+                stream = e.worker.shard.dirty
+                e.worker.shard.dirty = stream.next_dirty
+                stream.dirty = False
+                if stream.returned:
+                    out.append((stream.number, b"", b"", True))
+                elif stream.fd < 0 or stream.sealed:
+                    out.append((stream.number, taken(&stream.wire_in), b"" if stream.paused else taken(&stream.out), False))
+                    if stream.fd >= 0:
+                        watch_stream(e, stream, stream.watched | <uint32_t>EPOLLIN)
             self.unlock(i)
         return out
 
     def pause_stream(self, int worker, uint32_t connection, bint paused):
         """While paused, messages wait in the client's buffer and are dropped beyond its limit (T4)."""
-        cdef Address key
         cdef Client *client
-        cdef uint64_t one = 1
-        stream_address(&key, connection)
         with nogil:
             self.lock(worker)
-        client = client_link(&self.workers[worker].shard, STREAM, &key)[0]
+        client = stream_client(&self.workers[worker].shard, connection)
         if client != NULL:
-            client.paused = paused
-            if not paused and client.out_size:
-                mark_dirty(&self.engines[worker], client)
-                write(self.notify, &one, 8)
+            client.stream.paused = paused
+            if waiting(&client.stream.out):
+                mark_dirty(&self.engines[worker], client.stream)
         self.unlock(worker)
+        if not paused:
+            self.tell()
+
+    def adopt_stream(self, int worker, uint32_t connection, int fd, bint sealed):
+        """Let the relay thread read and write the socket from now on. False: the connection has no relay here."""
+        cdef Engine *e = &self.engines[worker]
+        cdef Client *client
+        cdef Stream *stream
+        cdef epoll_event event
+        cdef bint adopted = False
+        with nogil:
+            self.lock(worker)
+        client = stream_client(&self.workers[worker].shard, connection)
+        if client != NULL and client.stream.fd < 0:
+            stream = client.stream
+            event.events = EPOLLIN
+            event.data.u64 = STREAM_MARK | connection
+            if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &event) == 0:
+                adopted = True
+                stream.fd = fd
+                stream.sealed = sealed
+                stream.returned = stream.paused = False
+                stream.watched = EPOLLIN
+                if waiting(&stream.out):
+                    write_stream(e, stream)
+        self.unlock(worker)
+        if adopted:
+            self.tell()
+        return adopted
+
+    def release_stream(self, int worker, uint32_t connection):
+        """Take the socket back: (what the client said and Python is to cut, its TLS records behind that, unsent bytes)."""
+        cdef Engine *e = &self.engines[worker]
+        cdef Shard *s = &self.workers[worker].shard
+        cdef Client *client
+        cdef Stream *stream
+        cdef epoll_event event
+        with nogil:
+            self.lock(worker)
+        client = stream_client(s, connection)
+        if client == NULL or client.stream.fd < 0:
+            self.unlock(worker)
+            raise KeyError("not adopted")
+        stream = client.stream
+        if not stream.returned:
+            epoll_ctl(e.epoll, EPOLL_CTL_DEL, stream.fd, &event)
+        stream.fd = -1
+        stream.returned = stream.paused = False
+        left = taken(&stream.rest), taken(&stream.wire_in), taken(&stream.wire_out if stream.sealed else &stream.out)
+        if waiting(&stream.out):
+            mark_dirty(e, stream)
+        forget_if_idle(s, client)
+        self.unlock(worker)
+        self.tell()
+        return left
+
+    def exchange_stream(self, int worker, uint32_t connection, bytes said, bytes wire):
+        """Of an adopted TLS connection: what its records said, and records to send."""
+        cdef Engine *e = &self.engines[worker]
+        cdef Client *client
+        cdef Stream *stream
+        cdef int size = <int>PyBytes_GET_SIZE(said)
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(said)
+        cdef double now = monotonic()
+        with nogil:
+            self.lock(worker)
+        client = stream_client(&self.workers[worker].shard, connection)
+        if client == NULL or client.stream.fd < 0:
+            self.unlock(worker)
+            raise KeyError("not adopted")
+        stream = client.stream
+        if PyBytes_GET_SIZE(wire):
+            if not append(&stream.wire_out, PyBytes_AS_STRING(wire), <uint32_t>PyBytes_GET_SIZE(wire)):
+                self.unlock(worker)
+                raise MemoryError
+            if not stream.returned and not stream.watched & EPOLLOUT:
+                with nogil:
+                    write_stream(e, stream)
+        if size:
+            if stream.returned:  # and the socket with it: what was said goes along
+                append(&stream.rest, data, size)
+            else:
+                with nogil:
+                    feed_stream(e, client, data, size, now)
+                    sender_flush(&e.sender)
+        notify = stream.dirty
+        self.unlock(worker)
+        if notify:
+            self.tell()
+
+    def stalled_streams(self, double seconds):
+        """Adopted connections whose last message has been unfinished for longer."""
+        cdef int i
+        cdef uint32_t k
+        cdef Shard *s
+        cdef Client *client
+        cdef double before = monotonic() - seconds
+        found = []
+        for i in range(self.worker_count):
+            s = &self.workers[i].shard
+            with nogil:
+                self.lock(i)
+            for k in range(s.bucket_mask + 1):
+                client = s.buckets[k]
+                while client != NULL:
+                    if (
+                        client.stream != NULL and client.stream.fd >= 0 and not client.stream.returned
+                        and waiting(&client.stream.rest) and client.stream.since < before
+                    ):
+                        found.append(client.stream.number)
+                    client = client.next
+            self.unlock(i)
+        return found
+
+    cdef void tell(self) noexcept:
+        """Python itself has put something into a list: it looks there in a turn of its own."""
+        cdef uint64_t one = 1
+        write(self.notify, &one, 8)
 
     def counters(self):
         """Drops by reason, and what the threads did."""
@@ -664,6 +455,7 @@ cdef class Plane(RelayTable):
         cdef Engine *e
         found = RelayTable.counters(self)
         sums = {"rounds": 0, "gathered": 0, "datagrams_received": 0, "send_calls": 0, "datagrams_sent": 0, "bytes_sent": 0, "trains": 0,
+                "stream_reads": 0, "stream_writes": 0,
                 "dropped_blocked": 0, "dropped_error": 0, "in_memory_received": 0, "in_memory_sent": 0,
                 "dropped_inbox_full": 0, "dropped_inbox_closed": 0}
         for i in range(self.worker_count):
@@ -677,6 +469,8 @@ cdef class Plane(RelayTable):
             sums["trains"] += e.sender.counters.trains
             sums["dropped_blocked"] += e.sender.counters.dropped_blocked
             sums["dropped_error"] += e.sender.counters.dropped_error
+            sums["stream_reads"] += e.stream_reads
+            sums["stream_writes"] += e.stream_writes
             sums["in_memory_received"] += e.in_memory
             sums["in_memory_sent"] += e.sender.counters.in_memory
             sums["dropped_inbox_full"] += e.sender.counters.dropped_inbox_full
@@ -688,17 +482,13 @@ cdef tuple stream_key(uint32_t connection):
     return f"0.0.{connection >> 24}.{connection >> 16 & 255}", connection & 0xFFFF
 
 
-cdef void stream_address(Address *out, uint32_t connection) noexcept:
-    """`stream_key` parsed."""
-    memset(out, 0, sizeof(Address))
-    (<uint16_t *>out.raw)[0] = AF_INET
-    put16(out.raw + 2, connection & 0xFFFF)
-    put16(out.raw + 6, connection >> 16)
-    out.length = 16
-
-
-cdef uint32_t stream_number(const Address *key) noexcept:
-    return (<uint32_t>be16(key.raw + 6) << 16) | be16(key.raw + 2)
+cdef bytes taken(Buffer *b):
+    cdef bytes data
+    if b.at == b.size:
+        return b""
+    data = PyBytes_FromStringAndSize(<char *>b.data + b.at, b.size - b.at)
+    consume(b, b.size - b.at)
+    return data
 
 
 cdef void grow_buffers(int fd) noexcept:

@@ -33,7 +33,8 @@ from turn._relay.packet cimport (
     BINDING_REQUEST, REPLY_MAX, SEND_INDICATION, STUN_HEADER, Stun, be16, parse_stun, put16, put32,
     read_xor_address, write_binding_success, write_data_indication,
 )
-from wire._batch.udp cimport Address, Socket, same_address
+from turn._relay.stream cimport Stream, stream_free
+from wire._batch.udp cimport AF_INET, Address, Socket, same_address
 
 cdef enum:
     PAYLOAD_MAX = 65507         # a UDP datagram over IPv4
@@ -119,12 +120,7 @@ cdef struct Client:
     uint32_t listener           # STREAM: `address` holds the connection's number
     Relay *relays[2]
     Client *next
-    uint8_t *out                # stream only: framed messages waiting for the connection
-    uint32_t out_size
-    uint32_t out_capacity
-    bint paused
-    bint dirty                  # in the shard's list of clients with something in `out`
-    Client *next_dirty
+    Stream *stream              # of STREAM, else NULL
 
 cdef enum:
     STREAM = 0x7FFFFFFF
@@ -150,7 +146,8 @@ cdef struct Shard:
     uint32_t indication_count
     Bucket *bindings            # SOURCE_SLOTS each
     Bucket *requests
-    Client *dirty
+    Stream *dirty               # with something for Python
+    Stream *ready               # with something for their clients; empty between two rounds
     uint64_t counters[REASONS]
 
 cdef struct Outcome:
@@ -556,6 +553,14 @@ cdef inline bint attach(Shard *s, Relay *relay, uint32_t listener, const Address
         return False
     if client == NULL:
         client = <Client *>calloc(1, sizeof(Client))
+        if client != NULL and listener == STREAM:
+            client.stream = <Stream *>calloc(1, sizeof(Stream))
+            if client.stream == NULL:
+                free(client)
+                client = NULL
+            else:
+                client.stream.number = stream_number(address)
+                client.stream.fd = -1
         if client == NULL:
             release_user(s.shared, user)
             return False
@@ -574,10 +579,9 @@ cdef inline bint attach(Shard *s, Relay *relay, uint32_t listener, const Address
     return True
 
 
-cdef inline bint detach(Shard *s, Relay *relay) noexcept nogil:
-    """The reverse. True: the client is gone as well, with what waited for it."""
+cdef inline void detach(Shard *s, Relay *relay) noexcept nogil:
+    """The reverse. With its last relay the client goes as well, unless a relay thread has its socket."""
     cdef Client *client = relay.client
-    cdef Client **link
     cdef Relay **place = relay_chain(s, &relay.local)
     cdef int k
     while place[0] != relay:
@@ -589,18 +593,45 @@ cdef inline bint detach(Shard *s, Relay *relay) noexcept nogil:
     relay.client = NULL
     release_user(s.shared, relay.user)
     relay.user = NULL
-    if client.relays[0] != NULL or client.relays[1] != NULL:
-        return False
+    forget_if_idle(s, client)
+
+
+cdef inline void forget_if_idle(Shard *s, Client *client) noexcept nogil:
+    """Free a client without a relay, and what waits for it."""
+    cdef Client **link
+    cdef Stream **place
+    if client.relays[0] != NULL or client.relays[1] != NULL or (client.stream != NULL and client.stream.fd >= 0):
+        return
     link = client_link(s, client.listener, &client.address)
     link[0] = client.next
-    if client.dirty:
-        link = &s.dirty
-        while link[0] != client:
-            link = &link[0].next_dirty
-        link[0] = client.next_dirty
-    free(client.out)
+    if client.stream != NULL and client.stream.dirty:
+        place = &s.dirty
+        while place[0] != client.stream:
+            place = &place[0].next_dirty
+        place[0] = client.stream.next_dirty
+    stream_free(client.stream)
     free(client)
-    return True
+
+
+# Stream clients: their key is a number of ours in place of an address.
+
+cdef inline void stream_address(Address *out, uint32_t connection) noexcept nogil:
+    memset(out, 0, sizeof(Address))
+    (<uint16_t *>out.raw)[0] = AF_INET
+    put16(out.raw + 2, connection & 0xFFFF)
+    put16(out.raw + 6, connection >> 16)
+    out.length = 16
+
+
+cdef inline uint32_t stream_number(const Address *key) noexcept nogil:
+    return (<uint32_t>be16(key.raw + 6) << 16) | be16(key.raw + 2)
+
+
+cdef inline Client *stream_client(Shard *s, uint32_t connection) noexcept nogil:
+    """The client with this connection, or NULL while it has no relay."""
+    cdef Address key
+    stream_address(&key, connection)
+    return client_link(s, STREAM, &key)[0]
 
 
 cdef inline void free_relay(Relay *relay) noexcept nogil:
@@ -641,6 +672,15 @@ cdef inline bint shard_init(Shard *s, Shared *shared, uint32_t clients, uint64_t
 
 cdef inline void shard_destroy(Shard *s) noexcept nogil:
     """Its relays must be closed before."""
+    cdef Client *client
+    cdef uint32_t i
+    if s.buckets != NULL:
+        for i in range(s.bucket_mask + 1):
+            while s.buckets[i] != NULL:  # whose sockets were not taken back
+                client = s.buckets[i]
+                s.buckets[i] = client.next
+                stream_free(client.stream)
+                free(client)
     free(s.buckets)
     free(s.relays)
     free(s.bindings)

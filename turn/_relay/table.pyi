@@ -4,7 +4,7 @@ Handles are numbers; hosts are IP literals; times are seconds of the monotonic c
 KeyError; a command that finds no memory raises MemoryError and has changed nothing.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 REASON_NAMES: tuple[str, ...]
 
@@ -48,3 +48,5 @@ class RelayTable:
         """("drop", reason), ("control", message), ("client", message) or ("peer", handle, host, port, payload, DF)."""
 
     def from_peer(self, handle: int, host: str, port: int, payload: bytes, now: float) -> tuple[object, ...]: ...
+    def cut(self, pieces: Iterable[bytes]) -> tuple[list[bytes], bool, bytes]:
+        """Whole messages of a stream that comes in these pieces, whether foreign bytes broke it, and what is left."""

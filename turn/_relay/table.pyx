@@ -7,6 +7,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
+from turn._relay.stream cimport FOREIGN, Stream, next_message, put_back, stream_free, waiting
 from wire._batch.udp cimport format_address, parse_address
 
 REASON_NAMES = (
@@ -283,6 +284,32 @@ cdef class RelayTable:
         )
         self.unlock(0)
         return describe(&o)
+
+
+    def cut(self, pieces):
+        """(whole messages of a stream that comes in these pieces, whether foreign bytes broke it, what is left)."""
+        cdef Stream *stream = <Stream *>calloc(1, sizeof(Stream))
+        cdef const uint8_t *message = NULL
+        cdef bytes piece
+        cdef int size, at
+        if stream == NULL:
+            raise MemoryError
+        messages = []
+        broken = False
+        for piece in pieces:
+            at = 0
+            while not broken:
+                size = next_message(stream, <const uint8_t *>PyBytes_AS_STRING(piece), <int>len(piece), &at, &message, 0)
+                if size == 0:
+                    break
+                broken = size == FOREIGN
+                if broken:
+                    put_back(stream, NULL, 0, <const uint8_t *>PyBytes_AS_STRING(piece) + at, <int>len(piece) - at)
+                else:
+                    messages.append(PyBytes_FromStringAndSize(<const char *>message, size))
+        left = PyBytes_FromStringAndSize(<const char *>stream.rest.data + stream.rest.at, waiting(&stream.rest))
+        stream_free(stream)
+        return messages, broken, left
 
 
 cdef tuple describe(Outcome *o):

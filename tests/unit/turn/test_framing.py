@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turn._relay.table import RelayTable
 from turn.errors import StreamError
 from turn.framing import StreamFramer, split
 from wire import stun
@@ -48,6 +49,45 @@ class TestSegmentation:
             bytewise.receive_data(bytes([byte]), 0.0)
         assert whole.messages_received() == bytewise.messages_received() == messages
         assert split(b"".join(messages)) == messages
+
+
+class TestRelayThreads:
+    """T1, S12: what relay threads cut is what `StreamFramer` cuts."""
+
+    @given(st.lists(st.one_of(MESSAGES, st.binary(max_size=40), st.just(b"\x40\0\xff\xff")), max_size=8), st.data())
+    def test_t1_s12_any_bytes_in_any_pieces_are_cut_alike(self, parts: list[bytes], data: st.DataObject) -> None:
+        stream = b"".join(parts)
+        framer, broken = StreamFramer(), False
+        try:
+            framer.receive_data(stream, 0.0)
+        except StreamError:
+            broken = True
+        messages = framer.messages_received()
+        held = framer.held  # behind a ConnectionBind it asks first, which relay threads leave to it
+        pieces, rest = [], stream
+        while rest:
+            cut = data.draw(st.integers(1, len(rest)))
+            pieces.append(rest[:cut])
+            rest = rest[cut:]
+        found, foreign, left = RelayTable(relays_max=1).cut(pieces)
+        whole = b"".join(found)
+        assert stream.startswith(whole)
+        if held:
+            assert found[: len(messages)] == messages
+        else:
+            assert (found, foreign) == (messages, broken)
+        if not foreign:
+            assert whole + left == stream
+        else:
+            assert stream[len(whole) :].startswith(left)
+            assert 4 <= left[0] < 0x40 or left[0] >= 0x80
+
+    def test_t1_a_message_of_the_greatest_length_byte_by_byte(self) -> None:
+        stream = channel(bytes(0xFFFF)) + b"\0\1\xff\xff" + bytes(16 + 0xFFFF) + channel(b"x")
+        found, foreign, left = RelayTable(relays_max=1).cut(bytes([byte]) for byte in stream)
+        assert [len(message) for message in found] == [4 + 0x10000, 20 + 0xFFFF, 8]
+        assert not foreign
+        assert left == b""
 
 
 class TestForeignBytes:
