@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from hibernation._sockets.table import CLOSED, FAILED, MESSAGE, REPLY, Event, SocketTable
 from hibernation.admission import MessageRate
@@ -35,8 +35,8 @@ from objects.ports import (
 
 logger = logging.getLogger(__name__)
 
-_OurEvent = tuple[int, ConnectionId, str | bytes | int | None, str | None]
-"""An event of the table, whose handles are our ids of connections."""
+_OurEvent = tuple[int, ConnectionId, Any, str | None]
+"""An event of the table, whose handles are our ids of connections; the kind says what the value is."""
 
 
 @dataclass(slots=True)
@@ -88,26 +88,22 @@ class Dispatcher:
 
     def receive(self, events: Iterable[Event]) -> None:
         """Take what `SocketTable.process` or `handle_timeout` returned, in that order."""
-        lines, owner, handle_now = self._lines, self._manager.owner, self.waker.handle_now
+        lines, owner, handle_now = self._lines, self._table.owner, self.waker.handle_now
         for kind, connection_id, value, reason in cast("Iterable[_OurEvent]", events):
             if kind == MESSAGE:
-                assert isinstance(value, (str, bytes))
                 if self._rate is not None and not self._rate.admit(connection_id, self._manager.clock.monotonic()):
                     self._flood(connection_id)
                     continue
                 if connection_id not in lines:  # else behind what came before
-                    object_id = owner(connection_id)
-                    if object_id is not None and handle_now(object_id, connection_id, value):
+                    record = owner(connection_id)
+                    if record is not None and handle_now(record.object_id, connection_id, value):
                         continue
                 self._enqueue(connection_id, MessageReceived(connection_id, value))
             elif kind == REPLY:
-                assert isinstance(value, str | bytes)
                 self._manager.reply(connection_id, value)
             elif kind == CLOSED:
-                assert isinstance(value, int)
                 self.closed(connection_id, value, reason or "")
             elif kind == FAILED:
-                assert isinstance(value, int)
                 self._enqueue(connection_id, ConnectionFailed(connection_id, f"{value} {reason}"))
                 self.closed(connection_id, 1006, "")
 

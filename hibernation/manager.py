@@ -49,7 +49,8 @@ class ObjectRecord:
     """One object that has connections, or an instance that may get some."""
 
     object_id: ObjectId
-    group: int
+    group: int = 0
+    """Of the table; its owner there is this record."""
     attached: bool = False
     rules: tuple[AutoResponse, ...] = ()
     event_timeout_ms: int | None = None
@@ -95,7 +96,6 @@ class HibernationManager:
         self._max_connections = max_connections
         self._addresses = AddressCounts(max_per_address)
         self._records: dict[ObjectId, ObjectRecord] = {}
-        self._by_group: dict[int, ObjectRecord] = {}
         self._standard: dict[ConnectionId, ObjectRecord] = {}
         self._upgrades: dict[ConnectionId, UpgradeRequest] = {}
         self.dropped_replies = 0
@@ -141,7 +141,7 @@ class HibernationManager:
 
     def owner(self, connection_id: ConnectionId) -> ObjectId | None:
         """Return whose connection this is."""
-        record = self._by_group.get(self.table.group(connection_id)) or self._standard.get(connection_id)
+        record = self._record_of(connection_id)
         return None if record is None else record.object_id
 
     def unlist(self, connection_id: ConnectionId) -> None:
@@ -336,7 +336,6 @@ class HibernationManager:
         record = self._records.pop(object_id, None)
         if record is None:
             return
-        del self._by_group[record.group]
         for handle in [*self.table.rows(record.group), *record.standard]:
             connection_id = ConnectionId(handle)
             self._standard.pop(connection_id, None)
@@ -354,19 +353,20 @@ class HibernationManager:
     def _record(self, object_id: ObjectId) -> ObjectRecord:
         record = self._records.get(object_id)
         if record is None:
-            record = ObjectRecord(object_id, self.table.add_group())
+            record = ObjectRecord(object_id)
+            record.group = self.table.add_group(record)
             self.table.set_slow_policy(record.group, self._slow.queue_bytes, self._slow.action == "close")
-            self._records[object_id] = self._by_group[record.group] = record
+            self._records[object_id] = record
         return record
 
     def _record_of(self, connection_id: ConnectionId) -> ObjectRecord | None:
-        return self._by_group.get(self.table.group(connection_id)) or self._standard.get(connection_id)
+        record: ObjectRecord | None = self.table.owner(connection_id)
+        return record or self._standard.get(connection_id)
 
     def _drop_if_idle(self, record: ObjectRecord) -> None:
         """Forget an object without an instance and without connections, rules and all."""
         if not record.attached and not record.standard and not self.table.count(record.group):
             self._records.pop(record.object_id, None)
-            self._by_group.pop(record.group, None)
             self.table.remove_group(record.group)
 
     def _uncount(self, connection_id: ConnectionId) -> None:

@@ -42,6 +42,7 @@ cdef class Rows:
     cdef uint32_t _free_row  # first of the free list, linked by `wheel_next`
     cdef Group *_groups
     cdef uint32_t _group_capacity
+    cdef list _owners  # by group
     cdef uint32_t _free_group  # no free group has a lower number
 
     cdef uint32_t[WHEEL_SLOTS + 1] _wheel

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from typing import Any
 
 class Rows:
     """Where sockets live. `handle` names a row for ever: after the row is free it finds nothing.
@@ -59,8 +60,12 @@ class Rows:
         Ask after `process` and after `handle_timeout`; what else brings it nearer makes `fileno()` readable. O(1).
         """
 
-    def add_group(self) -> int:
-        """A group of sockets with common auto-responses and slow policy. Group 0 always exists: sockets of no object."""
+    def add_group(self, owner: object = None) -> int:
+        """A group of sockets with common auto-responses and slow policy. Group 0 always exists: sockets of no object.
+
+        Args:
+            owner: kept for `owner` until `remove_group`.
+        """
 
     def remove_group(self, group: int) -> None:
         """Forget an empty group and its rules. Raises `ValueError` while it has sockets."""
@@ -102,6 +107,9 @@ class Rows:
 
     def group(self, handle: int) -> int:
         """The socket's group; 0 for a row that is gone."""
+
+    def owner(self, handle: int) -> Any:
+        """What the socket's group was made with; None for a row that is gone, and in group 0."""
 
     def handles(self) -> list[int]:
         """Every row there is, whatever its state or group."""

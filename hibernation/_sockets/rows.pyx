@@ -62,6 +62,7 @@ cdef class Rows:
         event.data.u64 = BELL
         if self._epoll < 0 or self._bell < 0 or epoll_ctl(self._epoll, EPOLL_CTL_ADD, self._bell, &event) != 0:
             raise OSError(errno, "epoll_create1, eventfd")
+        self._owners = []
         self.add_group()  # group 0: sockets of no object
 
     def __dealloc__(self):
@@ -108,7 +109,7 @@ cdef class Rows:
         return &self._slabs[index >> SLAB_BITS][index & (SLAB_ROWS - 1)]
 
     cdef Row *_find_or_null(self, uint64_t handle) noexcept:
-        cdef uint32_t index = <uint32_t>(handle & 0xFFFFFFFF)
+        cdef uint32_t index = <uint32_t>handle
         cdef Row *row
         if index >= self._slab_count * SLAB_ROWS:
             return NULL
@@ -251,6 +252,10 @@ cdef class Rows:
         cdef Row *row = self._find_or_null(handle)
         return 0 if row == NULL else row.group
 
+    def owner(self, uint64_t handle):
+        cdef Row *row = self._find_or_null(handle)
+        return None if row == NULL else self._owners[row.group]
+
     def handles(self):
         cdef uint32_t i
         return [
@@ -302,7 +307,7 @@ cdef class Rows:
         self._leave(row)
         self._join(row, <uint32_t>handle, group)
 
-    def add_group(self):
+    def add_group(self, owner=None):
         cdef uint32_t i
         cdef uint32_t capacity
         cdef Group *groups
@@ -311,6 +316,7 @@ cdef class Rows:
                 break
         else:
             capacity = 2 * self._group_capacity if self._group_capacity else 16
+            self._owners.extend([None] * <Py_ssize_t>(capacity - len(self._owners)))
             groups = <Group *>realloc(self._groups, capacity * sizeof(Group))
             if groups == NULL:
                 raise MemoryError
@@ -318,6 +324,7 @@ cdef class Rows:
             i = self._group_capacity
             self._groups = groups
             self._group_capacity = capacity
+        self._owners[i] = owner
         self._free_group = i + 1
         memset(&self._groups[i], 0, sizeof(Group))
         self._groups[i].used = 1
@@ -333,6 +340,7 @@ cdef class Rows:
             raise ValueError("the group still has sockets")
         self._clear_rules(members)
         members.used = 0
+        self._owners[group] = None
         self._free_group = min(self._free_group, group)
         self._counters.groups -= 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -197,6 +198,31 @@ class TestSending:
         peer.read()
         got = [bytes(item.data).decode() if item.opcode is Opcode.TEXT else bytes(item.data) for item in peer.frames]
         assert got == messages
+        peer.close()
+
+
+class TestOwners:
+    def test_a_socket_belongs_to_the_owner_of_its_group_as_long_as_it_is_in_it(self, table: SocketTable) -> None:
+        owners = [object() for _ in range(40)]  # more than there is room for at first
+        groups = [table.add_group(owner) for owner in owners]
+        peers = [Peer(table, group=group) for group in groups]
+        assert [table.owner(peer.handle) for peer in peers] == owners
+        table.assign(peers[0].handle, 0)
+        table.release(peers[1].handle)
+        assert [table.owner(peer.handle) for peer in peers[:3]] == [None, None, owners[2]]
+        assert table.owner(peers[0].handle + 1_000_000) is None
+        for peer in peers:
+            peer.close()
+
+    def test_a_group_that_is_removed_leaves_its_owner_alone(self, table: SocketTable) -> None:
+        owner = ["something"]
+        before = sys.getrefcount(owner)
+        group = table.add_group(owner)
+        table.remove_group(group)
+        assert sys.getrefcount(owner) == before
+        assert table.add_group() == group
+        peer = Peer(table, group=group)
+        assert table.owner(peer.handle) is None
         peer.close()
 
 
