@@ -11,6 +11,7 @@ ask a token, as in members.py, and override `is_read_only`.
 """
 
 import json
+import resource
 from typing import NamedTuple
 
 from pycrdt import Doc, TransactionEvent
@@ -22,7 +23,15 @@ SYNC, AWARENESS = 0, 1
 STEP_1, STEP_2, UPDATE = 0, 1, 2
 BATCH = "y-pk-batch#"
 MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
+MAX_BATCHES_BYTES = 4 * MAX_DOCUMENT_BYTES  # of all connections, as announced
+MAX_WAITING_BYTES = MAX_DOCUMENT_BYTES  # of updates whose predecessors have not come: they are in no snapshot
+MAX_DEPTH = 100  # of values in values
 SAVE_AFTER_S = 2.0
+
+# pycrdt recurses for types in types, up to 300 bytes for each 7 of a document, and a stack that ends ends the process.
+STACK_BYTES = 512 << 20
+_, most = resource.getrlimit(resource.RLIMIT_STACK)
+resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES if most == resource.RLIM_INFINITY else most, most))
 
 
 class Malformed(Exception):
@@ -48,6 +57,18 @@ class Reader:
                 return value
         raise Malformed("an integer that does not end")
 
+    def count(self) -> int:
+        """An integer that says how many follow, a byte each at least."""
+        value = self.uint()
+        if value > len(self.data) - self.at:
+            raise Malformed("more than there is room for")
+        return value
+
+    def skip(self, length: int) -> None:
+        self.at += length
+        if self.at > len(self.data):
+            raise Malformed("shorter than it says")
+
     def bytes(self) -> bytes:
         length = self.uint()
         self.at += length
@@ -69,6 +90,89 @@ def uint(value: int) -> bytes:
 def sized(data: bytes) -> bytes:
     """Put the length before bytes."""
     return uint(len(data)) + data
+
+
+def check_update(update: bytes) -> None:
+    """Refuse what pycrdt should not see: it makes room for as many as a count says, and recurses into values."""
+    reader = Reader(update)
+    for _ in range(reader.count()):
+        structs = reader.count()
+        reader.uint(), reader.uint()  # client and clock
+        for _ in range(structs):
+            check_struct(reader)
+    for _ in range(reader.count()):  # what is deleted
+        reader.uint()
+        for _ in range(reader.count()):
+            reader.uint(), reader.uint()
+
+
+def check_struct(reader: Reader) -> None:
+    """Read one item of a document, by the number of its content (Yjs: structs/Item.js)."""
+    info = reader.data[reader.at] if reader.at < len(reader.data) else 255
+    reader.skip(1)
+    if info in (0, 10):  # collected, or left out
+        reader.uint()
+        return
+    for side in (0x80, 0x40):
+        if info & side:
+            reader.uint(), reader.uint()
+    if not info & 0xC0:
+        if reader.uint():
+            reader.bytes()
+        else:
+            reader.uint(), reader.uint()
+        if info & 0x20:
+            reader.bytes()
+    match info & 31:
+        case 1:
+            reader.uint()
+        case 2:
+            for _ in range(reader.count()):
+                reader.bytes()
+        case 3 | 4 | 5:
+            reader.bytes()
+        case 6:
+            reader.bytes(), reader.bytes()
+        case 7:
+            kind = reader.uint()
+            if kind == 3:
+                reader.bytes()
+            elif kind not in (0, 1, 2, 4, 6):
+                raise Malformed("a type that is not taken")
+        case 8:
+            for _ in range(reader.count()):
+                check_value(reader, MAX_DEPTH)
+        case 9:
+            reader.bytes()
+            check_value(reader, MAX_DEPTH)
+        case _:
+            raise Malformed("a content that is not taken")
+
+
+def check_value(reader: Reader, depth: int) -> None:
+    """Read one value of lib0's `any`."""
+    if not depth:
+        raise Malformed("values too deep in values")
+    tag = reader.data[reader.at] if reader.at < len(reader.data) else 0
+    reader.skip(1)
+    match tag:
+        case 127 | 126 | 121 | 120:
+            pass
+        case 125:
+            reader.uint()
+        case 124:
+            reader.skip(4)
+        case 123 | 122:
+            reader.skip(8)
+        case 119 | 116:
+            reader.bytes()
+        case 118 | 117:
+            for _ in range(reader.count()):
+                if tag == 118:
+                    reader.bytes()
+                check_value(reader, depth - 1)
+        case _:
+            raise Malformed("no value")
 
 
 class Presence(NamedTuple):
@@ -129,6 +233,7 @@ class Document(Server):
         self.ctx.storage.sql.exec("CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY, document BLOB)")
         self.document: Doc = Doc()
         self.bytes = 0  # of the last snapshot and what came since
+        self.waiting = 0  # bytes that changed nothing: known ones, and those whose predecessors have not come
         self.saving = False
         self.batches: dict[Connection, Batch] = {}
         self.changes: list[bytes] = []
@@ -181,6 +286,7 @@ class Document(Server):
         return bytes([SYNC, STEP_1]) + sized(self.document.get_state())
 
     def missing(self, state: bytes) -> bytes:
+        Reader(state).count()
         try:
             return self.document.get_update(state)
         except ValueError as error:
@@ -190,15 +296,34 @@ class Document(Server):
         if self.bytes + len(update) > MAX_DOCUMENT_BYTES:
             connection.close(1009, "the document is full")
             return
+        check_update(update)
         try:
             self.document.apply_update(update)
         except (ValueError, RuntimeError) as error:  # pycrdt raises either
             raise Malformed("no update") from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what it cannot be imported as
+                raise
+            self.renew()
+            raise Malformed("an update that pycrdt cannot take") from error
         for change in self.changes:  # none if all of it was known
             self.bytes += len(change)
             self.broadcast(bytes([SYNC, UPDATE]) + sized(change))
             self.save_soon()
+        self.waiting += max(0, len(update) - sum(map(len, self.changes)))
         self.changes.clear()
+        if self.waiting > MAX_WAITING_BYTES:
+            self.renew()
+
+    def renew(self) -> None:
+        """Make the document anew of what it has, without what waits for its predecessors; clients bring that again."""
+        known = self.document.get_update()
+        self.document = Doc()
+        self.document.apply_update(known)
+        self.document.observe(self.changed)
+        self.changes.clear()
+        self.waiting = 0
+        self.broadcast(self.step_1())
 
     def changed(self, event: TransactionEvent) -> None:
         self.changes.append(event.update)
@@ -266,7 +391,12 @@ class Document(Server):
         if not isinstance(marker, dict):
             raise Malformed("a batch marker that is no object")
         if marker.get("type") == "start":
-            self.batches[connection] = Batch(marker)
+            self.batches.pop(connection, None)
+            new = Batch(marker)
+            if sum(one.size for one in self.batches.values()) + new.size > MAX_BATCHES_BYTES:
+                connection.close(1013, "too many batches at once")
+                return None
+            self.batches[connection] = new
             return None
         if batch is None:
             connection.close(1012, "the batch was lost")  # the room slept meanwhile: the client comes back and syncs
