@@ -39,10 +39,13 @@ lint: $(VENV)/.test
 	@$(BIN)/codespell
 
 check: lint ## Lint, types and the quick tests: under a minute
-	@$(BIN)/pytest -q -m 'not slow and not browser and not netns' tests/unit tests/test_layering.py tests/test_exports.py
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not browser and not netns' tests/unit tests/test_layering.py tests/test_exports.py
 
+# By file, and in this order: the files that take longest are not begun last. Browsers and other foreign programs have
+# the machine for themselves.
 test: lint ## Everything
-	@$(BIN)/pytest tests
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scenario tests/examples tests/fuzz tests/unit tests/test_*.py
+	@$(BIN)/pytest tests/interop
 
 bench: $(VENV)/.test ## Speed, as ratios against a ceiling and a peer in the same run
 	@$(BIN)/python -m benchmarks

@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS_VARIABLE = "TORPOR_BENCHMARK_RESULTS"
+"""Of the environment: another folder for pages than `benchmarks/results`."""
+RESULTS = Path(os.environ.get(RESULTS_VARIABLE, ROOT / "benchmarks" / "results"))
 
 
 def commit() -> str:

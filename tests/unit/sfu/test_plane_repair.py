@@ -240,6 +240,7 @@ class TestAskingPublishers:
             publisher.settle(0.1)
             assert not any(nacked(c) for c in publisher.rtcp)
 
+    @pytest.mark.slow
     def test_a_packet_that_never_comes_ends_as_one_key_frame_request(self, plane: Plane) -> None:
         """NACK-2, SHLD-3: ten tries or 2 s, then LOST once."""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:

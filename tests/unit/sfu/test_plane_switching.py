@@ -74,6 +74,7 @@ class TestKeyframeRequests:
             assert count_plis(publisher.rtcp) - before <= 2
             assert publisher.drops()["drop_rtcp_foreign"] == 1
 
+    @pytest.mark.slow
     def test_a_request_repeats_until_a_key_frame_comes(self, plane: Plane) -> None:
         """KF-2"""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -86,6 +87,7 @@ class TestKeyframeRequests:
             publisher.settle(1.2)
             assert count_plis(publisher.rtcp) == 2
 
+    @pytest.mark.slow
     def test_fir_is_used_when_pli_was_not_negotiated(self, plane: Plane) -> None:
         """KF-3: one number per need."""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -284,6 +286,7 @@ class TestSimulcast:
             assert subscriber.rtp[-1].payload == sources["m"].sent[-1].payload
             assert all(2 not in p.extensions for p in subscriber.rtp)
 
+    @pytest.mark.slow
     def test_a_dead_layer_moves_its_subscribers_and_its_return_brings_them_back(self, plane: Plane) -> None:
         """LAY-1"""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -297,6 +300,7 @@ class TestSimulcast:
             numbers = [p.seq for p in subscriber.rtp]
             assert [(b - a) & 0xFFFF for a, b in itertools.pairwise(numbers)] == [1] * (len(numbers) - 1)
 
+    @pytest.mark.slow
     def test_a_stopped_layer_gives_way_to_the_next_one_down_and_the_last_to_the_first(self, plane: Plane) -> None:
         """realtime-api.md §8, `ridNotAvailable: asciibetical`."""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
@@ -310,6 +314,7 @@ class TestSimulcast:
                     lambda n=layer: plane.forwarder_stats(forwarder)["layer"] == n,
                 )
 
+    @pytest.mark.slow
     def test_without_fallback_nothing_but_the_wished_layer_is_sent(self, plane: Plane) -> None:
         """realtime-api.md §8, `ridNotAvailable: none`."""
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
