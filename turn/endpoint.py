@@ -208,7 +208,7 @@ class TurnEndpoint:
     # From the plane.
 
     def _plane_is_ready(self) -> None:
-        messages = self.plane.receive()
+        messages, streams = self.plane.receive()
         for worker, listener, host, port, data in messages:
             five_tuple = FiveTuple(
                 Transport.UDP,
@@ -216,16 +216,30 @@ class TurnEndpoint:
                 TransportAddress(self._addresses[listener], self.port),
             )
             self._handle(data, five_tuple, UdpOrigin(worker, listener))
-        for number, records, frames, back in self.plane.take_output():
-            if (connection := self._connections.get(number)) is not None:
-                if back:
-                    connection.taken_back()
-                else:
-                    connection.exchange(records, frames)
+        if streams:
+            self._exchange(streams)
         if messages:
             self._schedule()
             # There may be more than one call gives; other tasks go first.
             asyncio.get_running_loop().call_soon(self._plane_has_more)
+
+    def _exchange(self, streams: list[tuple[int, bytes, bytes, bool]]) -> None:
+        """TLS connections first, all together; then those whose sockets come back, which may change anything."""
+        exchanges: dict[int, list[tuple[int, bytes, bytes]]] = {}
+        back = []
+        for number, records, frames, returned in streams:
+            if (connection := self._connections.get(number)) is None:
+                continue
+            if returned:
+                back.append(connection)
+            elif (exchange := connection.exchange(records, frames)) is not None:
+                exchanges.setdefault(connection.origin.worker, []).append(exchange)
+                if connection.ended:
+                    back.append(connection)
+        for worker, of_worker in exchanges.items():
+            self.plane.exchange_streams(worker, of_worker)
+        for connection in back:
+            connection.taken_back()
 
     def _plane_has_more(self) -> None:
         if self.plane.fileno() >= 0:

@@ -50,6 +50,7 @@ class StreamConnection:
         self.origin = StreamOrigin(number % endpoint.workers, number)
         self._framer = StreamFramer()
         self._tls: TlsStream | None = endpoint.tls_stream() if five_tuple.transport is Transport.TLS else None
+        self._one_by_one = settings.tls_record_per_message
         self._out = bytearray()
         self._full = False
         self._unread: list[tuple[bytes, bytes]] = []
@@ -90,13 +91,15 @@ class StreamConnection:
         self._send(unsent)
 
     def taken_back(self) -> None:
-        """There is something for Python: a request, foreign bytes or the end."""
+        """There is something for Python: a request, foreign bytes or the end, of the connection or its TLS."""
         if self._adopted:
             self._take_back()
             if self._unread:
                 self._catch_up()
+            if self.ended:
+                self._close()
             else:
-                self.read_raw(True)  # which will show the end
+                self.read_raw(True)  # which may show the end
 
     def leave_thread(self) -> None:
         """The same for what does not come from the client; what the thread had read is handled in a turn of its own."""
@@ -116,29 +119,30 @@ class StreamConnection:
                 self._records(records)
         self._hand_over()
 
-    def exchange(self, records: bytes, frames: bytes) -> None:
-        """The relay plane has something: records of the client, or messages for it."""
+    def exchange(self, records: bytes, frames: bytes) -> tuple[int, bytes, bytes] | None:
+        """The relay plane has something: records of the client, or messages for it. Returns what it gets in turn."""
         if not self._adopted:
             if frames:
                 self.write(frames)
-            return
-        assert self._tls is not None
+            return None
+        tls = self._tls
+        assert tls is not None
         said = b""
         try:
-            said = self._tls.receive_data(records) if records else b""
+            if records:
+                said = tls.receive_data(records)
             if frames:
-                self._seal(frames, self._endpoint.settings.tls_record_per_message)
+                self._seal(frames, self._one_by_one)
         except ssl.SSLError:
             self._take_back()
             self._tls_failed()
-            return
-        wire = self._tls.data_to_send()
-        if said or wire:
-            self._endpoint.plane.exchange_stream(*self.origin, said, wire)
-        if self._tls.finished:
-            self._take_back()
-            self._catch_up()
-            self._close()
+            return None
+        return self.origin.connection, said, tls.data_to_send()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has said goodbye."""
+        return self._tls is not None and self._tls.finished
 
     # Bytes of the client.
 
@@ -234,7 +238,7 @@ class StreamConnection:
 
     def read_raw(self, reading: bool) -> None:
         """See `ClientStream`."""
-        if not self.closing and reading != self._reading:
+        if not self.closing and not self._adopted and reading != self._reading:
             self._reading = reading
             if reading:
                 self._loop.add_reader(self._sock, self._readable)

@@ -36,18 +36,19 @@ class TlsStream:
         Raises:
             ssl.SSLError: not TLS, or a version or certificate that does not suit. An alert may wait in `data_to_send`.
         """
-        incoming, tls = self._incoming, self._tls
+        incoming, read = self._incoming, self._tls.read
         incoming.write(data)
         pieces: list[bytes] = []
         try:
             if not self.established:
-                tls.do_handshake()
+                self._tls.do_handshake()
                 self.established = True
-            while incoming.pending or not pieces:
-                if not (piece := tls.read(_READ_BYTES)):
-                    self.finished = True  # the client's close_notify
+            while record := read(_READ_BYTES):
+                pieces.append(record)
+                if not incoming.pending:  # asking for a record that is not there costs an exception
                     break
-                pieces.append(piece)
+            else:
+                self.finished = True  # the client's close_notify
         except ssl.SSLWantReadError:
             pass
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -64,7 +65,7 @@ class TlsStream:
 
     def data_to_send(self) -> bytes:
         """Bytes for the wire since asked last."""
-        return self._outgoing.read()
+        return self._outgoing.read() if self._outgoing.pending else b""
 
 
 def server_context(certificate: str, key: str) -> ssl.SSLContext:

@@ -60,7 +60,7 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_create1(int flags) noexcept
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event) noexcept
     int epoll_wait(int epfd, epoll_event *events, int maximum, int timeout) noexcept
-    enum: EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLET, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
 
 cdef extern from "signal.h" nogil:
     ctypedef struct sigset_t:
@@ -199,11 +199,17 @@ cdef inline void mark_dirty(Engine *e, Stream *stream) noexcept nogil:
 
 
 cdef inline void watch_stream(Engine *e, Stream *stream, uint32_t events) noexcept nogil:
-    cdef epoll_event event
     if events != stream.watched:
-        event.events = stream.watched = events
-        event.data.u64 = STREAM_MARK | stream.number
-        epoll_ctl(e.epoll, EPOLL_CTL_MOD, stream.fd, &event)
+        stream.watched = events
+        watch_again(e, stream.fd, events, STREAM_MARK | stream.number)
+
+
+cdef inline void watch_again(Engine *e, int fd, uint32_t events, uint64_t mark) noexcept nogil:
+    """Edge-triggered sockets tell once; this makes them tell again if there is more."""
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = mark
+    epoll_ctl(e.epoll, EPOLL_CTL_MOD, fd, &event)
 
 
 cdef inline void give_back(Engine *e, Stream *stream) noexcept nogil:
@@ -262,8 +268,8 @@ cdef inline bint feed_stream(Engine *e, Client *client, const uint8_t *data, int
         return False
 
 
-cdef inline void read_stream(Engine *e, Client *client, double now) noexcept nogil:
-    """One read, for fairness."""
+cdef inline void read_stream(Engine *e, Client *client, bint ending, double now) noexcept nogil:
+    """One read, for fairness. `ending`: the end of what the client says has arrived, and may be behind it."""
     cdef Stream *stream = client.stream
     cdef ssize_t n, room = STREAM_READ_BYTES
     if stream.sealed:
@@ -285,6 +291,8 @@ cdef inline void read_stream(Engine *e, Client *client, double now) noexcept nog
     else:
         shutdown(stream.fd, SHUT_RDWR)
         give_back(e, stream)
+    if not stream.returned and (n == room or ending):
+        watch_again(e, stream.fd, stream.watched, STREAM_MARK | stream.number)
 
 
 cdef inline void mark_dirty_always(Engine *e, Stream *stream) noexcept nogil:
@@ -303,7 +311,7 @@ cdef inline void serve_stream(Engine *e, uint32_t number, uint32_t events, doubl
     if client.stream.watched & EPOLLOUT and events & EPOLLOUT:
         write_stream(e, client.stream)
     if not client.stream.returned and events & ~<uint32_t>EPOLLOUT:
-        read_stream(e, client, now)
+        read_stream(e, client, (events & ~<uint32_t>(EPOLLIN | EPOLLOUT)) != 0, now)
 
 
 cdef inline void queue_upcall(Engine *e, uint32_t listener, const Address *source, const Outcome *o) noexcept nogil:

@@ -1,5 +1,5 @@
-"""The relay plane with sockets and threads. Call every method from one thread; `receive`, `take_output` when `fileno`
-is readable."""
+"""The relay plane with sockets and threads. Call every method from one thread; `receive` when `fileno` is
+readable."""
 
 from collections.abc import Sequence
 
@@ -51,20 +51,20 @@ class Plane(RelayTable):
     def start_stream_relay(self, handle: int, worker: int, connection: int, user: int) -> None:
         """Let the relay serve a TCP or TLS connection, named by a number of the caller's."""
 
-    def receive(self) -> list[tuple[int, int, str, int, bytes]]:
-        """Control messages of UDP clients: worker, listener, host, port, message. At most 64 per worker."""
+    def receive(self) -> tuple[list[tuple[int, int, str, int, bytes]], list[tuple[int, bytes, bytes, bool]]]:
+        """What waits for Python.
+
+        Returns:
+            Control messages of UDP clients: worker, listener, host, port, message. At most 64 per worker: call again
+            until there are none. And of stream clients: connection, its TLS records, whole messages for it, whether to
+            release it. An adopted TLS connection has both; one that Python has, messages, while it is not paused.
+        """
 
     def send_to_client(self, worker: int, listener: int, host: str, port: int, data: bytes) -> None:
         """An answer, at once, from the socket that was asked (T9). Lost when the socket buffer is full."""
 
     def receive_stream(self, worker: int, connection: int, messages: list[bytes]) -> list[bytes]:
         """Whole messages of a connection: data is relayed at once, control messages are returned."""
-
-    def take_output(self) -> list[tuple[int, bytes, bytes, bool]]:
-        """What waits for Python: connection, TLS records of the client, whole messages for it, whether to release it.
-
-        Of an adopted TLS connection both; of one that Python has, messages, while it is not paused.
-        """
 
     def pause_stream(self, worker: int, connection: int, paused: bool) -> None:
         """Of a connection that Python has: output waits in the plane and is dropped, message by message, beyond the
@@ -73,13 +73,13 @@ class Plane(RelayTable):
     def adopt_stream(self, worker: int, connection: int, fd: int, sealed: bool) -> bool:
         """Let the relay thread read and write a socket, until `release_stream`; the caller keeps it open so long.
 
-        Data is relayed. When something else comes, or the end, `take_output` says so.
+        Data is relayed. When something else comes, or the end, `receive` says so.
 
         Args:
             worker: of the connection.
             connection: its number.
             fd: non-blocking; between two messages.
-            sealed: TLS: records come by `take_output` and go by `exchange_stream`.
+            sealed: TLS: records come by `receive` and go by `exchange_streams`.
 
         Returns:
             False, with nothing changed, if no relay serves the connection or it cannot be watched.
@@ -92,11 +92,11 @@ class Plane(RelayTable):
             KeyError: it is not adopted.
         """
 
-    def exchange_stream(self, worker: int, connection: int, said: bytes, wire: bytes) -> None:
-        """Of an adopted TLS connection: what the client's records said, and records for it.
+    def exchange_streams(self, worker: int, exchanges: list[tuple[int, bytes, bytes]]) -> None:
+        """Of adopted TLS connections of this worker: number, what the client's records said, records for it.
 
         Raises:
-            KeyError: it is not adopted.
+            KeyError: one is not adopted.
         """
 
     def stalled_streams(self, seconds: float) -> list[int]:

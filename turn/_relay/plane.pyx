@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from turn._relay.engine cimport (
-    EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
+    EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
     STREAM_READ_BYTES, UPCALLS, WAKE_MARK, Engine, Upcall, carry_out, epoll_create1, epoll_ctl, epoll_event,
     feed_stream, mark_dirty, monotonic, pthread_t, read, run, watch_stream, write, write_stream,
 )
@@ -236,13 +236,18 @@ cdef class Plane(RelayTable):
         return usage
 
     def receive(self):
-        """Control messages: (worker, listener, host, port, data), at most 64 per worker; call again until empty."""
+        """What waits for Python, at most 64 control messages per worker of it; call again until there are none.
+
+        ([(worker, listener, host, port, message)], [(connection, TLS records of the client, messages for it, whether to
+        take its socket back)])
+        """
         cdef int i
         cdef Upcall *u
         cdef Engine *e
+        cdef Stream *stream
         cdef uint64_t counter
         read(self.notify, &counter, 8)
-        out = []
+        out, streams = [], []
         for i in range(self.worker_count):
             e = &self.engines[i]
             with nogil:
@@ -252,8 +257,18 @@ cdef class Plane(RelayTable):
                 out.append((i, u.listener, *format_address(&u.source), PyBytes_FromStringAndSize(<char *>u.data, u.size)))
                 e.upcall_head = (e.upcall_head + 1) % UPCALLS
                 e.upcall_count -= 1
+            while e.worker.shard.dirty != NULL:
+                stream = e.worker.shard.dirty
+                e.worker.shard.dirty = stream.next_dirty
+                stream.dirty = False
+                if stream.returned:
+                    streams.append((stream.number, b"", b"", True))
+                elif stream.fd < 0 or stream.sealed:
+                    streams.append((stream.number, taken(&stream.wire_in), b"" if stream.paused else taken(&stream.out), False))
+                    if stream.fd >= 0:
+                        watch_stream(e, stream, stream.watched | <uint32_t>EPOLLIN)
             self.unlock(i)
-        return out
+        return out, streams
 
     def send_to_client(self, int worker, uint32_t listener, str host, int port, bytes data):
         """An answer to a UDP client, at once, from the socket that was asked."""
@@ -296,29 +311,6 @@ cdef class Plane(RelayTable):
             self.unlock(worker)
         return control
 
-    def take_output(self):
-        """(connection, TLS records of the client, messages for it, whether to take its socket back): what waits for Python."""
-        cdef int i
-        cdef Engine *e
-        cdef Stream *stream
-        out = []
-        for i in range(self.worker_count):
-            e = &self.engines[i]
-            with nogil:
-                self.lock(i)
-            while e.worker.shard.dirty != NULL:
-                stream = e.worker.shard.dirty
-                e.worker.shard.dirty = stream.next_dirty
-                stream.dirty = False
-                if stream.returned:
-                    out.append((stream.number, b"", b"", True))
-                elif stream.fd < 0 or stream.sealed:
-                    out.append((stream.number, taken(&stream.wire_in), b"" if stream.paused else taken(&stream.out), False))
-                    if stream.fd >= 0:
-                        watch_stream(e, stream, stream.watched | <uint32_t>EPOLLIN)
-            self.unlock(i)
-        return out
-
     def pause_stream(self, int worker, uint32_t connection, bint paused):
         """While paused, messages wait in the client's buffer and are dropped beyond its limit (T4)."""
         cdef Client *client
@@ -345,14 +337,14 @@ cdef class Plane(RelayTable):
         client = stream_client(&self.workers[worker].shard, connection)
         if client != NULL and client.stream.fd < 0:
             stream = client.stream
-            event.events = EPOLLIN
+            event.events = EPOLLIN | EPOLLRDHUP | EPOLLET  # level-triggered ones cost another look after each read
             event.data.u64 = STREAM_MARK | connection
             if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &event) == 0:
                 adopted = True
                 stream.fd = fd
                 stream.sealed = sealed
                 stream.returned = stream.paused = False
-                stream.watched = EPOLLIN
+                stream.watched = event.events
                 if waiting(&stream.out):
                     write_stream(e, stream)
         self.unlock(worker)
@@ -386,37 +378,37 @@ cdef class Plane(RelayTable):
         self.tell()
         return left
 
-    def exchange_stream(self, int worker, uint32_t connection, bytes said, bytes wire):
-        """Of an adopted TLS connection: what its records said, and records to send."""
+    def exchange_streams(self, int worker, list exchanges):
+        """Of adopted TLS connections: (number, what the client's records said, records to send)."""
         cdef Engine *e = &self.engines[worker]
         cdef Client *client
         cdef Stream *stream
-        cdef int size = <int>PyBytes_GET_SIZE(said)
-        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(said)
+        cdef bytes said, wire
+        cdef uint32_t number
         cdef double now = monotonic()
+        cdef bint notify = False
         with nogil:
             self.lock(worker)
-        client = stream_client(&self.workers[worker].shard, connection)
-        if client == NULL or client.stream.fd < 0:
+        try:
+            for number, said, wire in exchanges:
+                client = stream_client(&self.workers[worker].shard, number)
+                if client == NULL or client.stream.fd < 0:
+                    raise KeyError("not adopted")
+                stream = client.stream
+                if wire:
+                    if not append(&stream.wire_out, PyBytes_AS_STRING(wire), <uint32_t>PyBytes_GET_SIZE(wire)):
+                        raise MemoryError
+                    if not stream.returned and not stream.watched & EPOLLOUT:
+                        write_stream(e, stream)
+                if said:
+                    if stream.returned:  # and the socket with it: what was said goes along
+                        append(&stream.rest, PyBytes_AS_STRING(said), <uint32_t>PyBytes_GET_SIZE(said))
+                    else:
+                        feed_stream(e, client, <const uint8_t *>PyBytes_AS_STRING(said), <int>PyBytes_GET_SIZE(said), now)
+                notify = notify or stream.dirty
+            sender_flush(&e.sender)
+        finally:
             self.unlock(worker)
-            raise KeyError("not adopted")
-        stream = client.stream
-        if PyBytes_GET_SIZE(wire):
-            if not append(&stream.wire_out, PyBytes_AS_STRING(wire), <uint32_t>PyBytes_GET_SIZE(wire)):
-                self.unlock(worker)
-                raise MemoryError
-            if not stream.returned and not stream.watched & EPOLLOUT:
-                with nogil:
-                    write_stream(e, stream)
-        if size:
-            if stream.returned:  # and the socket with it: what was said goes along
-                append(&stream.rest, data, size)
-            else:
-                with nogil:
-                    feed_stream(e, client, data, size, now)
-                    sender_flush(&e.sender)
-        notify = stream.dirty
-        self.unlock(worker)
         if notify:
             self.tell()
 
