@@ -157,6 +157,13 @@ class RelaySettings:
         1024, "Connections of TCP relays with peers; each is a file descriptor; more: 508", least=1, most=1_000_000
     )
     peer_connections_per_allocation: int = setting(32, "Of one TCP relay", least=1)
+    requests_per_s: float = setting(
+        50.0, "Requests of a UDP source address or a connection; more are dropped; 0: no limit", least=0
+    )
+    errors_per_s: float = setting(
+        10.0, "Challenges and errors to a UDP source address without credentials, twice that in a burst; 0: no limit",
+        least=0,
+    )  # fmt: skip
     allocation_bps_max: int = setting(0, "Bits a second through one relay, each way; 0: no limit", least=0)
     user_bps_max: int = setting(0, "Bits a second of one credential, each way; 0: no limit", least=0)
     total_bps_max: int = setting(0, "Bits a second of all, each way; 0: no limit", least=0)

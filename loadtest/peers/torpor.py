@@ -72,6 +72,9 @@ class TorporServer(ServerProcess):
             "TORPOR_TURN_ALLOW_PEERS": host,
             "TORPOR_TURN_ALLOCATIONS_PER_USER": "100000",
             "TORPOR_TURN_ALLOCATIONS_PER_SOURCE": "100000",
+            # All clients of a load test have one address.
+            "TORPOR_TURN_REQUESTS_PER_S": "0",
+            "TORPOR_TURN_ERRORS_PER_S": "0",
             "TORPOR_LOG_LEVEL": "warning",
             **threads,
             **(environment or {}),

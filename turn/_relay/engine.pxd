@@ -397,7 +397,7 @@ cdef inline void drain_inbox(Engine *e, double now) noexcept nogil:
         inbox_release(e.inbox, 1)
 
 
-cdef inline void drain_socket(Engine *e, int fd, int listener, Relay *relay, double now) noexcept nogil:
+cdef inline void drain_socket(Engine *e, int fd, uint64_t mark, int listener, Relay *relay, double now) noexcept nogil:
     """Everything that waits on one socket, up to a fair share. `relay` NULL: a listener."""
     cdef Shard *s = &e.worker.shard
     cdef Datagram d
@@ -427,6 +427,8 @@ cdef inline void drain_socket(Engine *e, int fd, int listener, Relay *relay, dou
                     break
         if n < BATCH:
             break
+    else:
+        watch_again(e, fd, EPOLLIN | EPOLLET, mark)
 
 
 cdef inline void *run(void *argument) noexcept nogil:
@@ -469,12 +471,12 @@ cdef inline void *run(void *argument) noexcept nogil:
             elif mark & STREAM_MARK:
                 serve_stream(e, <uint32_t>mark, events[i].events, now)
             elif mark & LISTENER_MARK:
-                drain_socket(e, e.listeners[mark & 0xFFFF].fd, mark & 0xFFFF, NULL, now)
+                drain_socket(e, e.listeners[mark & 0xFFFF].fd, mark, mark & 0xFFFF, NULL, now)
             else:
                 # The relay may have been closed since the event: its generation has moved on then.
                 slot = mark & 0xFFFFFF
                 if e.generations[slot] == mark >> 24 and e.relays[slot] != NULL:
-                    drain_socket(e, e.relays[slot].socket.fd, 0, e.relays[slot], now)
+                    drain_socket(e, e.relays[slot].socket.fd, mark, 0, e.relays[slot], now)
         if e.inbox != NULL:
             drain_inbox(e, now)
         sender_flush(&e.sender)

@@ -136,7 +136,7 @@ cdef class Plane(RelayTable):
                 enable_gro(fd)
                 e.listeners[k].fd = fd
                 e.listeners[k].gso = True
-                self.watch(e, fd, LISTENER_MARK | <uint64_t>k)
+                self.watch(e, fd, LISTENER_MARK | <uint64_t>k, EPOLLIN | EPOLLET)
             if pthread_create(&e.thread, NULL, run, e) != 0:
                 raise OSError(errno, "a relay thread cannot be started")
             e.started = True
@@ -184,9 +184,9 @@ cdef class Plane(RelayTable):
             close(self.notify)
             self.notify = -1
 
-    cdef int watch(self, Engine *e, int fd, uint64_t mark) except -1:
+    cdef int watch(self, Engine *e, int fd, uint64_t mark, uint32_t events=EPOLLIN) except -1:
         cdef epoll_event event
-        event.events = EPOLLIN
+        event.events = events
         event.data.u64 = mark
         if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
             raise OSError(errno, os.strerror(errno))
@@ -226,7 +226,7 @@ cdef class Plane(RelayTable):
             # Always to the same thread, so that packets keep their order and the peer's owner is where they come.
             relay.near.inbox = &self.exchange.far.inboxes[(handle & 0xFFFFFF) % <uint64_t>self.exchange.far.threads]
         RelayTable.start_relay(self, handle, worker, listener, host, port, user)
-        self.watch(&self.engines[worker], relay.socket.fd, relay.handle)
+        self.watch(&self.engines[worker], relay.socket.fd, relay.handle, EPOLLIN | EPOLLET)
 
     def close_relay(self, uint64_t handle):
         cdef int fd = self.find(handle).socket.fd

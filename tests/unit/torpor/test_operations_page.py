@@ -71,6 +71,5 @@ def test_the_limits_it_names_are_those_in_force() -> None:
     assert f"| peers of a relay | {peers} in a burst |" in text
     unused = f"{turn.idle_connection_timeout:g} s; an unfinished message {turn.frame_timeout:g} s"
     assert f"| a TURN connection without a relay | {unused} |" in text
-    assert f"| TURN requests of a client | {turn.requests_per_s:g} a second |" in text
     assert f"slow TURN client over TCP | {turn.stream_queue_bytes // 1024} KiB |" in text
     assert f"the first {ROWS_MAX:,} pairs get a label of their own, later ones share `{OTHERS}`" in text
