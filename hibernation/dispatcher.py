@@ -88,8 +88,23 @@ class Dispatcher:
 
     def receive(self, events: Iterable[Event]) -> None:
         """Take what `SocketTable.process` or `handle_timeout` returned, in that order."""
+        try:
+            self._receive(cast("Iterable[_OurEvent]", events))
+        finally:
+            self._table.uncork()
+
+    def _receive(self, events: Iterable[_OurEvent]) -> None:
         lines, owner, handle_now = self._lines, self._table.owner, self.waker.handle_now
-        for kind, connection_id, value, reason in cast("Iterable[_OurEvent]", events):
+        last, corked = None, False
+        for kind, connection_id, value, reason in events:
+            if connection_id != last:
+                last = connection_id
+                if corked:
+                    self._table.uncork()
+                    corked = False
+            elif not corked:  # several from one read: after the first, their answers leave in one write
+                self._table.cork(connection_id)
+                corked = True
             if kind == MESSAGE:
                 if self._rate is not None and not self._rate.admit(connection_id, self._manager.clock.monotonic()):
                     self._flood(connection_id)

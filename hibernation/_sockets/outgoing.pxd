@@ -11,9 +11,9 @@ cdef enum:
 
 cdef class Outgoing(Rows):
     cdef list _events  # what happened since the last `process` or `handle_timeout`
-    cdef uint8_t[CORK_BYTES] _cork  # answers to what one read has brought: they leave in one write
+    cdef uint8_t[CORK_BYTES] _cork  # answers to messages of one read: they leave in one write
     cdef uint64_t _corked  # bytes in it
-    cdef Row *_corking  # whose they are; NULL while nothing is being read
+    cdef Row *_corking  # whose they are; NULL while none gather
     cdef uint32_t _corking_index
 
     cdef int _send(self, Row *row, uint32_t index, uint8_t opcode, bint compressed, const uint8_t *data,

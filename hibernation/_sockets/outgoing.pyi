@@ -30,5 +30,17 @@ class Outgoing(Rows):
     ) -> int:
         """`broadcast` to the sockets of a group, with `tag`, except the handles in `without`."""
 
+    def cork(self, handle: int) -> None:
+        """Let what is sent to an open socket gather, up to 16 KiB, and write it at `uncork`, or when another is corked.
+
+        For the answers to several messages of one read. Call `uncork` before control goes back to the loop.
+        """
+
+    def uncork(self) -> None:
+        """Write what has gathered."""
+
+    def buffered(self, handle: int) -> int:
+        """Bytes sent that the kernel has not taken; 0 for an unknown row."""
+
     def notify_writable(self, handle: int) -> bool:
         """Report WRITABLE once the socket's queue is empty. False: it is now."""

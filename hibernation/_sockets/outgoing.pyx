@@ -111,12 +111,30 @@ cdef class Outgoing(Rows):
                 shared_release(packed)
         return reached
 
+    def cork(self, uint64_t handle):
+        cdef Row *row = self._find_or_null(handle)
+        self.uncork()
+        if row != NULL and row.state == OPEN:
+            self._corking = row
+            self._corking_index = <uint32_t>handle
+
+    def uncork(self):
+        self._uncork()
+        self._corking = NULL
+
+    def buffered(self, uint64_t handle):
+        cdef Row *row = self._find_or_null(handle)
+        cdef uint64_t size = 0
+        if row != NULL:
+            size = (row.queue.size if row.queue != NULL else 0) + (self._corked if row == self._corking else 0)
+        return size
+
     cdef bint _write_now(
         self, Row *row, const void *head, uint64_t head_size, const void *body, uint64_t body_size, uint64_t *written
     ) noexcept:
         """Give two pieces to the socket; `written` is what it took. False: the connection is broken.
 
-        To a socket that is being read they are given when all that was read has been looked at.
+        To a socket that is being read, or that `cork` was called for, they are given when that is over.
         """
         cdef uint8_t[SMALL_FRAME] small
         cdef iovec[2] parts
@@ -161,7 +179,7 @@ cdef class Outgoing(Rows):
         return True
 
     cdef void _uncork(self) noexcept:
-        """Write the answers that have gathered while a socket was read."""
+        """Write what has gathered for one socket."""
         cdef Row *row = self._corking
         cdef uint64_t size = self._corked
         cdef uint64_t written = 0

@@ -114,9 +114,6 @@ class Rows:
     def handles(self) -> list[int]:
         """Every row there is, whatever its state or group."""
 
-    def buffered(self, handle: int) -> int:
-        """Bytes sent that the kernel has not taken; 0 for an unknown row."""
-
     def last_seen(self, handle: int) -> float:
         """When the last byte arrived, in the clock of `now`."""
 

@@ -262,10 +262,6 @@ cdef class Rows:
             self._handle(self._row(i), i) for i in range(self._slab_count * SLAB_ROWS) if self._row(i).state != FREE
         ]
 
-    def buffered(self, uint64_t handle):
-        cdef Row *row = self._find_or_null(handle)
-        return 0 if row == NULL or row.queue == NULL else row.queue.size
-
     def last_seen(self, uint64_t handle):
         return self._find(handle).last_seen
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hibernation._sockets.table import SocketTable
+from hibernation._sockets.table import MESSAGE, SocketTable
 from hibernation.dispatcher import Dispatcher
 from hibernation.manager import HibernationManager
 from objects.clock import ManualClock
@@ -37,16 +37,12 @@ class Hand:
     def __init__(self) -> None:
         self.under_way: list[tuple[ConnectionEvent, Callable[[Delivery], None]]] = []
         self.broken = False
-        self.at_once = False
-        self.handled: list[tuple[ConnectionId, Frame]] = []
 
     async def connect(self, object_id: ObjectId, request: UpgradeRequest) -> UpgradeAnswer:
         raise NotImplementedError
 
     def handle_now(self, object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
-        if self.at_once:
-            self.handled.append((connection_id, data))
-        return self.at_once
+        return False
 
     def deliver(self, object_id: ObjectId, event: ConnectionEvent, settled: Callable[[Delivery], None]) -> None:
         assert object_id == ROOM
@@ -149,6 +145,37 @@ class TestOrder:
                 ConnectionId(peer.handle), 1006, "WebSocket disconnected without sending Close frame.", False
             ),
         ]
+
+
+class TestWrites:
+    def test_answers_to_messages_of_one_read_gather_until_the_next_connection_has_its_turn(self, world: World) -> None:
+        one, two = world.client(), world.client()
+        arrived: list[list[str]] = []
+
+        def echo(object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+            arrived.append(one.texts() + two.texts())
+            world.manager.send(connection_id, data)
+            return True
+
+        world.hand.handle_now = echo  # type: ignore[method-assign]
+        messages = [(one, text) for text in ("1", "2", "3")] + [(two, "4"), (one, "5"), (one, "6")]
+        world.dispatcher.receive([(MESSAGE, peer.handle, text, None) for peer, text in messages])
+        assert arrived == [[], ["1"], [], ["2", "3"], ["4"], ["5"]]
+        assert one.texts() == ["6"]
+
+    def test_what_has_gathered_leaves_also_when_a_handler_ends_the_process(self, world: World) -> None:
+        peer = world.client()
+
+        def echo(object_id: ObjectId, connection_id: ConnectionId, data: Frame) -> bool:
+            world.manager.send(connection_id, data)
+            if data == "3":
+                raise KeyboardInterrupt
+            return True
+
+        world.hand.handle_now = echo  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            world.dispatcher.receive([(MESSAGE, peer.handle, text, None) for text in "123"])
+        assert peer.texts() == ["1", "2", "3"]
 
 
 class TestBackpressure:

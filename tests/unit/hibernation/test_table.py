@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -42,6 +43,30 @@ def peer(table: SocketTable) -> Iterator[Peer]:
     peer = Peer(table)
     yield peer
     peer.close()
+
+
+class Packets:
+    """A client that sees each write of the table as one packet."""
+
+    def __init__(self, table: SocketTable) -> None:
+        theirs, self.raw = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.raw.setblocking(False)
+        self.table = table
+        self.handle = table.adopt(theirs.detach(), 100.0)
+        table.open(self.handle, ANSWER, 100.0)
+        assert self.read() == [ANSWER]
+
+    def read(self) -> list[bytes]:
+        packets = []
+        with contextlib.suppress(BlockingIOError):
+            while packet := self.raw.recv(100_000):
+                packets.append(packet)
+        return packets
+
+    def close(self) -> None:
+        self.raw.close()
+        drain(self.table)
+        self.table.release(self.handle)
 
 
 def fill(peer: Peer) -> int:
@@ -265,6 +290,75 @@ class TestBroadcast:
         peer.close()
 
 
+class TestCork:
+    def test_what_is_sent_meanwhile_leaves_in_one_write(self, table: SocketTable) -> None:
+        one, two = Packets(table), Packets(table)
+        table.cork(one.handle)
+        assert table.send(one.handle, "a") == SENT
+        assert table.broadcast([one.handle, two.handle], "b") == 2
+        table.send(two.handle, "c")
+        assert (table.buffered(one.handle), table.buffered(two.handle)) == (6, 0)
+        assert (one.read(), two.read()) == ([], [b"\x81\x01b", b"\x81\x01c"])
+        table.close(one.handle, 1000)
+        table.uncork()
+        assert one.read() == [b"\x81\x01a\x81\x01b\x88\x02\x03\xe8"]
+        assert table.buffered(one.handle) == 0
+        for client in (one, two):
+            client.close()
+
+    def test_another_takes_its_place(self, table: SocketTable) -> None:
+        one, two = Packets(table), Packets(table)
+        table.cork(one.handle)
+        table.send(one.handle, "a")
+        table.cork(two.handle)
+        assert one.read() == [b"\x81\x01a"]
+        table.send(one.handle, "b")
+        table.send(two.handle, "c")
+        assert (one.read(), two.read()) == ([b"\x81\x01b"], [])
+        table.cork(12345)  # of nobody
+        assert two.read() == [b"\x81\x01c"]
+        for client in (one, two):
+            client.close()
+
+    @pytest.mark.parametrize("sizes", [[16_000, 300, 16_000], [100, 20_000, 100], [9_000, 9_000, 9_000]])
+    def test_more_than_16_kib_leaves_before_in_order(self, table: SocketTable, sizes: list[int]) -> None:
+        peer = Peer(table)
+        table.cork(peer.handle)
+        for size in sizes:
+            table.send(peer.handle, "x" * size)
+        table.uncork()
+        assert [len(text) for text in peer.texts()] == sizes
+        peer.close()
+
+    def test_a_full_socket_gets_it_behind_what_waits(self, table: SocketTable) -> None:
+        peer = Peer(table)
+        count = fill(peer)
+        table.cork(peer.handle)
+        assert table.send(peer.handle, "late") == QUEUED
+        table.uncork()
+        while table.buffered(peer.handle):
+            peer.read()
+            table.process(100.0)
+        peer.read()
+        assert [len(item.data) for item in peer.frames] == [50_000] * count + [4]
+        peer.close()
+
+    @pytest.mark.parametrize("end", ["abort", "release"])
+    def test_it_has_left_when_the_connection_is_cut(self, table: SocketTable, end: str) -> None:
+        client = Packets(table)
+        table.cork(client.handle)
+        table.send(client.handle, "last")
+        getattr(table, end)(client.handle)
+        assert client.raw.recv(4096) == b"\x81\x04last"
+        assert client.raw.recv(4096) == b""
+        client.close()
+        other = Packets(table)  # in the same row
+        table.send(other.handle, "hi")
+        table.uncork()
+        assert other.read() == [b"\x81\x02hi"]
+        other.close()
+
+
 class TestAnswersWithoutWaking:
     @pytest.fixture
     def group(self, table: SocketTable) -> int:
@@ -299,20 +393,15 @@ class TestAnswersWithoutWaking:
     def test_the_answers_to_what_came_together_leave_in_one_write_in_order(
         self, table: SocketTable, group: int
     ) -> None:
-        theirs, raw = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one write, one packet
-        handle = table.adopt(theirs.detach(), 100.0)
-        table.assign(handle, group)
-        table.open(handle, ANSWER, 100.0)
-        assert raw.recv(4096) == ANSWER
-        raw.send(frame(1, b"ping") * 3 + frame(9, b"?") + frame(1, b"hello") + frame(1, b"ping"))
+        client = Packets(table)
+        table.assign(client.handle, group)
+        client.raw.send(frame(1, b"ping") * 3 + frame(9, b"?") + frame(1, b"hello") + frame(1, b"ping"))
         assert [event[2] for event in table.process(101.0)] == ["hello"]
-        assert raw.recv(4096) == b"\x81\x04pong" * 3 + b"\x8a\x01?" + b"\x81\x04pong"
-        raw.send(frame(1, b"ping") + frame(8, b"\x03\xe8"))
+        assert client.read() == [b"\x81\x04pong" * 3 + b"\x8a\x01?" + b"\x81\x04pong"]
+        client.raw.send(frame(1, b"ping") + frame(8, b"\x03\xe8"))
         table.process(102.0)
-        assert raw.recv(4096) == b"\x81\x04pong" + b"\x88\x02\x03\xe8"
-        raw.close()
-        drain(table)
-        table.release(handle)
+        assert client.raw.recv(4096) == b"\x81\x04pong" + b"\x88\x02\x03\xe8"
+        client.close()
 
     def test_more_answers_than_the_socket_takes_arrive_in_order(self, table: SocketTable, group: int) -> None:
         table.set_auto_responses(group, [("p", "a" * 1000, False, None), ("q", "b" * 2000, False, None)])
