@@ -126,7 +126,7 @@ async def test_t2_t3_every_end_ends_the_allocation(transport: str, end: str, tmp
 
 
 @TRANSPORTS
-async def test_d5_a_revoked_client_sends_nothing_more_and_may_go_on_asking(transport: str, tmp_path: Path) -> None:
+async def test_a_revoked_client_sends_nothing_more_and_may_go_on_asking(transport: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as service, Client.connected(service, transport) as client:
         peer = await Peer.open()
         await client.allocate()

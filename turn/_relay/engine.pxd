@@ -181,7 +181,8 @@ cdef inline void queue_stream(Engine *e, Client *client, const Outcome *o) noexc
         e.worker.shard.counters[<int>CLIENT_QUEUE_FULL] += 1
         return
     if stream.fd < 0 or stream.sealed or stream.returned:
-        e.receipts += 1  # counts twice: it wakes Python as well
+        if not stream.dirty:
+            e.receipts += 1  # counts twice: it wakes Python as well
         mark_dirty(e, stream)
     elif not stream.ready and not stream.watched & EPOLLOUT:
         stream.ready = True
