@@ -3,6 +3,7 @@ import { PartySocket } from "partysocket";
 
 export function commandsFor(say) {
   const sockets = {};
+  let crowd = [];
 
   return {
     open({ name, options, early }) {
@@ -26,10 +27,9 @@ export function commandsFor(say) {
       const response = await PartySocket.fetch(options, init);
       say({ type: "response", status: response.status, text: await response.text() });
     },
-    /** Fill rooms; when all are open, `senders` of each room say `messages` each; tells what every client heard. */
-    async crowd({ host, rooms, clients, senders, messages }) {
-      const heard = [];
-      const crowds = rooms.map((room) =>
+    /** Fill rooms; says "gathered" when all are in, and what each client heard when that is `expected` messages. */
+    async gather({ host, rooms, clients, expected }) {
+      const everybody = rooms.flatMap((room) =>
         Array.from({ length: clients }, () => {
           const mine = [];
           const socket = new PartySocket({ host, room });
@@ -37,25 +37,29 @@ export function commandsFor(say) {
           const done = new Promise((resolve) => {
             socket.addEventListener("message", ({ data }) => {
               mine.push(data);
-              if (mine.length === senders * messages) resolve();
+              if (mine.length === expected) resolve();
             });
           });
-          heard.push({ room, mine });
-          return { socket, opened, done };
+          return { room, mine, socket, opened, done };
         }),
       );
-      const everybody = crowds.flat();
+      crowd = everybody;
       await Promise.all(everybody.map(({ opened }) => opened));
+      say({ type: "gathered" });
+      // Not awaited: in Node one command is run after the other, and the next one makes them hear something.
+      Promise.all(everybody.map(({ done }) => done)).then(() => {
+        for (const { socket } of everybody) socket.close();
+        say({ type: "heard", heard: everybody.map(({ room, mine }) => ({ room, mine })) });
+      });
+    },
+    /** The first `senders` of each room say `messages` each. */
+    speak({ rooms, senders, messages }) {
       for (let count = 0; count < messages; count++) {
-        for (const [index, crowd] of crowds.entries()) {
-          for (let sender = 0; sender < senders; sender++) {
-            crowd[sender].socket.send(`say ${rooms[index]} ${sender} ${count}`);
-          }
+        for (const name of rooms) {
+          const speakers = crowd.filter(({ room }) => room === name).slice(0, senders);
+          for (const [sender, { socket }] of speakers.entries()) socket.send(`say ${name} ${sender} ${count}`);
         }
       }
-      await Promise.all(everybody.map(({ done }) => done));
-      for (const { socket } of everybody) socket.close();
-      say({ type: "heard", heard });
     },
   };
 }
