@@ -18,7 +18,7 @@ Where to look:
 | peers over TCP | `tcp_relays.py` and `connections.py` decide, `peer_endpoint.py` carries |
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
-| what happens per packet | `_relay/table.pxd` (and `_reference.py`, its plain-Python twin) |
+| what happens per packet | `_relay/decide.pxd` (and `_reference.py`, its plain-Python twin), on `_relay/table.pxd` |
 | threads, batches, peers in this process, data over TCP | `_relay/engine.pxd`, commands in `_relay/plane.pyx` |
 | TCP, TLS, timeouts of connections | `stream_endpoint.py`, `framing.py`, `tls.py`; `_relay/stream.pxd` |
 | limits | `settings.py` |

@@ -1,4 +1,4 @@
-"""What a relay thread does: sockets in, decisions of `table.pxd`, batches out (RFC 8656 §11, §12). No GIL from start to join.
+"""What a relay thread does: sockets in, decisions of `decide.pxd`, batches out (RFC 8656 §11, §12). No GIL from start to join.
 
 One round: `epoll_wait` → take the shard's lock → for each ready socket `recvmmsg` → decide per datagram →
 write it into the send arena → `sendmmsg` with trains → release the lock. Commands run between two rounds. What is not
@@ -17,13 +17,13 @@ from libc.errno cimport EAGAIN, EINTR, EMSGSIZE, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from turn._relay.decide cimport decide_client, decide_peer
 from turn._relay.stream cimport (
     FOREIGN, MSG_DONTWAIT, WIRE_MAX, Buffer, Stream, append, next_message, put_back, waiting, write_out,
 )
 from turn._relay.table cimport (
     CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, IGNORED, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
-    Client, Outcome, Relay, Shard, Worker, atomic_load, decide_client, decide_peer, pthread_mutex_lock,
-    pthread_mutex_unlock, relay_at, stream_client,
+    Client, Outcome, Relay, Shard, Worker, atomic_load, pthread_mutex_lock, pthread_mutex_unlock, relay_at, stream_client,
 )
 from wire._batch.exchange cimport Side, find_address
 from wire._batch.gather cimport Gather, gather_init, gather_sleep, gather_wait, nanosleep, timespec

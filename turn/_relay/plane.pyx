@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from turn._relay.decide cimport decide_client
 from turn._relay.engine cimport (
     EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
     STREAM_READ_BYTES, UPCALLS, WAKE_MARK, Engine, Upcall, carry_out, epoll_create1, epoll_ctl, epoll_event,
@@ -16,7 +17,7 @@ from turn._relay.engine cimport (
 )
 from turn._relay.stream cimport Buffer, Stream, append, consume, waiting
 from turn._relay.table cimport (
-    STREAM, TO_CONTROL, TO_PEER, Client, Outcome, Relay, RelayTable, Shard, decide_client, forget_if_idle, stream_address,
+    STREAM, TO_CONTROL, TO_PEER, Client, Outcome, Relay, RelayTable, Shard, forget_if_idle, stream_address,
     stream_client,
 )
 from wire._batch.exchange cimport End

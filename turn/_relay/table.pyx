@@ -7,6 +7,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
+from turn._relay.decide cimport decide_client, decide_peer
 from turn._relay.stream cimport FOREIGN, Stream, next_message, put_back, stream_free, waiting
 from wire._batch.udp cimport format_address, parse_address
 
