@@ -59,4 +59,4 @@ docs: $(VENV)/.built ## The OpenAPI document, from the code
 clean:
 	rm -rf $(VENV) build *.egg-info tests/support/node_modules tests/support/dist loadtest/peers/npm/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name '__pycache__' -prune -exec rm -rf {} +
-	find wire sfu turn hibernation loadtest -path '*/_*/*' \( -name '*.c' -o -name '*.so' \) -delete
+	find wire sfu turn objects hibernation loadtest -path '*/_*/*' \( -name '*.c' -o -name '*.so' \) -delete

@@ -19,6 +19,7 @@ Where to look:
 | when a write is durable | `commits`, `sqlite`, `embedded` |
 | alarms and their retries | `alarms`, `alarmstore` |
 | restore points | `history` |
+| what each message costs | `_step`, `firststep` |
 | what is counted | `metering` |
 | HTTP in and out | `fetch`: the only module that knows Starlette |
 
