@@ -3,9 +3,10 @@
     <folder>/lock                                 held while a server runs: a second one refuses to start
     <folder>/boot                                 start counter; the upper half of every fencing epoch
     <folder>/alarms.sqlite                        `alarmstore`
-    <folder>/objects/<namespace>/<aa>/<bb>/<id>.sqlite(-wal, -shm)
+    <folder>/objects/<namespace>/<aa>/<id>.sqlite(-wal)
 
-The two folder levels come from the id's first bytes, which are hashes: a million objects are fifteen files a folder.
+The folder's name is the id's first byte, of a hash: a million objects are four thousand files a folder. Fewer objects
+a folder would make a folder for nearly each of them, which costs as much as its file.
 
 Commits arrive from the loop as "this file's log has something new". One thread takes all that have gathered, flushes
 them, reports, and takes the next lot: the more objects write at once, the more share a flush. From `GROUP` files on one
@@ -32,6 +33,7 @@ from objects.clock import SystemClock
 from objects.errors import Fenced, StorageCorrupt, StorageError, StorageLocked
 from objects.ids import ObjectId, ObjectKey
 from objects.ports import Claim, Clock, Connections, LoadedFile, Ports
+from objects.sqlite import connect
 
 log = logging.getLogger("torpor.objects")
 
@@ -68,7 +70,7 @@ class DataFolder:
     def object_path(self, object_id: ObjectId) -> Path:
         """Return where the object's file is, or will be."""
         name = str(object_id)
-        return self.root / "objects" / object_id.namespace / name[:2] / name[2:4] / f"{name}.sqlite"
+        return self.root / "objects" / object_id.namespace / name[:2] / f"{name}.sqlite"
 
     def close(self) -> None:
         """Let another process have it."""
@@ -244,7 +246,7 @@ class LocalEngine:
 
     def _checkpoint(self, path: Path) -> None:
         try:
-            with closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as connection:
+            with closing(connect(path, 5.0)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error:
             # The log goes on growing and the next flush tries again; a damaged file shows in the object's own use.
@@ -292,7 +294,7 @@ def _prepare(path: Path) -> bool:
         if log.exists() and log.stat().st_size > 0:
             # Left by a crash, maybe not flushed. Folding it in flushes it, so that nobody is told what a power cut
             # could still undo.
-            with closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as connection:
+            with closing(connect(path, 5.0)) as connection:
                 busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy:
                     raise StorageLocked(f"{path.name} is in use by another process")

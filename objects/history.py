@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 from objects.errors import StorageCorrupt, UsageError
+from objects.sqlite import connect
 
 RETENTION_MS = 30 * 24 * 3600 * 1000
 """Restore points older than 30 days are removed when a new one is made."""
@@ -42,7 +43,7 @@ def pin(path: Path) -> sqlite3.Connection | None:
     """
     if not path.exists():
         return None
-    reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    reader = connect(path, 5.0)
     try:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sqlite_master").fetchone()

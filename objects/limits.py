@@ -38,6 +38,6 @@ class Limits:
     database_bytes: int = 10 * 1024**3
     """Size of one object's file."""
     open_files: int = 1_000
-    """Object files open at once; each takes up to three descriptors."""
+    """Object files open at once; each takes two descriptors."""
     restore_point_s: float | None = None
     """Make restore points by themselves, at most one in this time per object that writes; None is never."""

@@ -22,6 +22,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from objects.errors import (
     LimitExceeded,
@@ -58,6 +59,12 @@ STATEMENT_S = 10.0
 LOCK_WAIT_S = 0.25
 LOG_KEEP_BYTES = 1024 * 1024
 """What is left of a long log's file after it was folded."""
+
+_SETTINGS = f"""
+    PRAGMA synchronous = OFF; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0;
+    PRAGMA journal_size_limit = {LOG_KEEP_BYTES}; PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON;
+    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -1024;
+"""
 
 _READ_PRAGMAS = frozenset(
     {"table_info", "table_xinfo", "table_list", "index_info", "index_xinfo", "index_list", "foreign_key_check"}
@@ -107,11 +114,24 @@ def _empty_page() -> bytes:
     return bytes(page)
 
 
+def connect(path: Path, timeout: float) -> sqlite3.Connection:
+    """Open an object's file, for use by any thread. All connections to it are made here.
+
+    One process owns it (`StorageEngine`), so its lock is taken once and the index of its log lies in memory: no third
+    file, and a commit is a write instead of ten calls for locks. Other processes find the file locked while it is open.
+
+    Args:
+        timeout: seconds to wait for another connection's lock.
+    """
+    name = f"file:{quote(os.fsencode(path))}?vfs=unix-excl"
+    return sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+
+
 class OpenFiles:
     """Bounds the number of open database files of a process; closes the least recently used one that is at rest.
 
     Args:
-        limit: how many; each takes up to three descriptors. A file with a transaction or an unread cursor is not at
+        limit: how many; each takes two descriptors. A file with a transaction or an unread cursor is not at
             rest, and if all are busy the limit is passed rather than an object failed.
         closer: where files are closed, since that flushes them.
     """
@@ -334,28 +354,17 @@ class Database:
             self._closing.result()
             self._closing = None
         try:
-            if not self.path.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                _write_new(self.path)
+            is_new = _make(self.path)
             # Nobody else uses the file, so waiting for a lock would only hold the loop up.
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S)
+            connection = connect(self.path, LOCK_WAIT_S)
         except (OSError, sqlite3.Error) as error:
             raise self._failed_to_open(error) from error
         try:
             # First, the limits that hold for pragmas too; then what makes the file safe to share with user SQL.
             for limit, value in _LIMITS.items():
                 connection.setlimit(limit, value)
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA wal_autocheckpoint = 0")
-            connection.execute(f"PRAGMA journal_size_limit = {LOG_KEEP_BYTES}")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA temp_store = MEMORY")
-            connection.execute("PRAGMA cache_size = -1024")
-            connection.execute(f"PRAGMA max_page_count = {max(1, self._max_bytes // 4096)}")
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
-            self._has_tables = connection.execute(_HAS_TABLES).fetchone()[0] == len(_SCHEMA)
+            connection.executescript(_SETTINGS + f"PRAGMA max_page_count = {max(1, self._max_bytes // 4096)}")
+            self._has_tables = not is_new and connection.execute(_HAS_TABLES).fetchone()[0] == len(_SCHEMA)
             connection.set_authorizer(self._authorize)
             connection.set_progress_handler(self._too_long, 100_000)
         except sqlite3.Error as error:
@@ -431,9 +440,17 @@ def _hidden(name: str | None) -> bool:
     return name is not None and name.lower().startswith(HIDDEN)
 
 
-def _write_new(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _make(path: Path) -> bool:
+    """Make an object's file with nothing in it; False if it is there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _make(path)
     try:
         os.write(descriptor, _EMPTY)
     finally:
         os.close(descriptor)
+    return True
