@@ -20,7 +20,7 @@ Where to look:
 | alarms and their retries | `alarms`, `alarmstore` |
 | restore points | `history` |
 | what each message costs | `_step`, `firststep` |
-| what is counted | `metering` |
+| what is counted; memory that goes back to the system | `metering`; `memory` |
 | HTTP in and out | `fetch`: the only module that knows Starlette |
 
 What survives: hibernation and eviction keep storage, alarms and all that `ports.Connections` holds; a reset keeps

@@ -20,7 +20,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from objects import scope
+from objects import memory, scope
 from objects.alarms import MAX_RETRIES, AlarmScheduler, Outcome
 from objects.errors import (
     CommitTimeout,
@@ -61,6 +61,9 @@ from objects.websocket import WebSocket
 
 log = logging.getLogger("torpor.objects")
 
+GIVE_BACK_AFTER = 64
+"""Objects that have left, if more than stay: then memory is given back to the system."""
+
 
 class ObjectHost:
     """All objects that run in this process.
@@ -89,6 +92,8 @@ class ObjectHost:
         self._uninstall: Callable[[], None] | None = None
         self._watchdog: Watchdog | None = None
         self._stopping = False
+        self._left = 0
+        """Objects that have left since memory was given back."""
 
     def register(self, name: str, cls: type[DurableObject], env: Any = None) -> ObjectNamespace:
         """Add a namespace of objects of `cls`; `env` goes to every constructor.
@@ -254,6 +259,10 @@ class ObjectHost:
         def closed(future: asyncio.Future[None]) -> None:
             if self._closing.get(key) is future:
                 del self._closing[key]
+            self._left += 1
+            if self._left >= max(GIVE_BACK_AFTER, len(self._instances)) and not self._closing and not self._stopping:
+                self._left = 0
+                self._closer.submit(memory.give_back)
 
         instance.closed.add_done_callback(closed)
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from objects import memory
 from objects.blockers import Blockers
 from objects.errors import HostStopping, InvalidObjectId, QueueFull, UsageError
+from objects.host import GIVE_BACK_AFTER
 from objects.limits import Limits
 from objects.ports import Delivery, MessageReceived
 from objects.state import DurableObject, ObjectState
@@ -72,6 +74,23 @@ async def test_an_object_in_memory_that_does_nothing_takes_less_than_10_kb(world
         tracemalloc.stop()
     assert world.awake() == 10 + count
     assert bytes_each < 10_000
+
+
+async def test_memory_is_given_back_when_many_objects_have_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(memory, "give_back", lambda: loop.call_soon_threadsafe(given.set))
+    namespace = world.serve(Counter)
+    for n in range(GIVE_BACK_AFTER - 1):
+        await namespace.get_by_name(f"{n}").increment()
+    await world.advance(11)
+    assert world.awake() == 0
+    await loop.run_in_executor(None, lambda: [world.host._closer.submit(int).result() for _ in range(4)])
+    assert not given.is_set()
+    await namespace.get_by_name("last").increment()
+    await world.advance(11)
+    async with asyncio.timeout(10):
+        await given.wait()
 
 
 async def test_ids_lead_to_the_same_object_however_they_were_made(world: World) -> None:
