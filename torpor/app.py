@@ -17,7 +17,6 @@ from sfu.gateway import GatewayPolicy, gateway_router
 from sfu.routes import VERSIONED, BearerCheck, BodyLimits, SessionApi, api_router
 from sfu.service import Sfu
 from torpor.config import Settings
-from torpor.demo import demo_router
 from torpor.edge import Cors, Edge, envelope
 from torpor.events import events_router
 from torpor.figures import Figures
@@ -42,8 +41,6 @@ ERROR_CODES: Mapping[int, str] = {
     429: "too_many_requests",
     503: "temporarily_unavailable_error",
 }
-
-DEMO_BODY_MAX_BYTES = 64 * 1024
 
 
 def build_app(
@@ -95,7 +92,6 @@ def build_app(
     if (token := settings.rooms_admin_token) is not None:
         app.include_router(rooms_router(rooms.statuses if rooms else list, token))
     if settings.demo_enabled:
-        app.include_router(demo_router(), max_body_size=DEMO_BODY_MAX_BYTES)
         app.router.routes.extend(page_routes())
     if rooms is not None:
         not_found = app.router.default
@@ -108,7 +104,7 @@ def cors_rules(settings: Settings) -> dict[str, Cors]:
     """Which paths scripts of other origins may call, and from which origins."""
     api = Cors(settings.http.cors_origins, local_only=settings.development)
     rules = {f"{VERSIONED}/": api, "/apps/": api}
-    if settings.parties:
+    if settings.parties or settings.demo_enabled:
         origins = settings.rooms.allowed_origins
         rules |= dict.fromkeys(
             ("/parties/", "/party/"), Cors(origins, local_only=settings.development, any_request=True)

@@ -29,7 +29,7 @@ SECRET_LENGTH_MIN = 32
 BLOCKING_TIMEOUT_MIN = 0.1  # less would end handlers that only wait for a busy machine
 TOO_SHORT = f"a secret needs at least {SECRET_LENGTH_MIN} printable ASCII characters"
 PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)+\Z")
-RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/party", "/demo")
+RESERVED_PREFIXES = ("/v1", "/apps", "/healthz", "/metrics", "/parties", "/party")
 
 
 class Secret:

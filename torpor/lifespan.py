@@ -23,14 +23,18 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from partykit_compat import Server
 from sfu.service import Sfu, SfuSettings
 from torpor.addresses import announced_addresses
 from torpor.app import build_app
 from torpor.config import Settings
+from torpor.demo import PARTY, DemoRoom
 from torpor.errors import StartRefused
 from torpor.figures import Figures
 from torpor.health import Health
@@ -130,11 +134,21 @@ async def _planes(settings: Settings, http_port: int) -> AsyncIterator[tuple[Sfu
 
 @asynccontextmanager
 async def _rooms(settings: Settings) -> AsyncIterator[Rooms | None]:
-    """The room side from start to close; `None` without parties."""
-    if not settings.parties:
+    """The room side from start to close; `None` without parties, of which the demo page has one."""
+    demo: dict[str, type[Server]] = {PARTY: DemoRoom} if settings.demo_enabled else {}
+    if not settings.parties and not demo:
         yield None
         return
-    rooms = Rooms(settings, load_parties(settings.parties))
+    with ExitStack() as stack:
+        if not settings.parties:  # the demo's stores nothing: several servers may run in one place
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="torpor-")))
+            settings = replace(settings, rooms=replace(settings.rooms, folder=folder))
+        async with _running(Rooms(settings, {**demo, **load_parties(settings.parties)})) as rooms:
+            yield rooms
+
+
+@asynccontextmanager
+async def _running(rooms: Rooms) -> AsyncIterator[Rooms]:
     try:
         await rooms.start()
         yield rooms

@@ -135,8 +135,9 @@ class Rooms:
         self._host.start()
         self._service.start()
         await self.routes.start()
-        folder = self._settings.rooms.folder.resolve()
-        logger.info("rooms", extra={"parties": ", ".join(self.parties), "folder": str(folder)})
+        if self._settings.parties:  # else it is the demo page's alone
+            folder = self._settings.rooms.folder.resolve()
+            logger.info("rooms", extra={"parties": ", ".join(self.parties), "folder": str(folder)})
 
     async def close(self) -> None:
         """Close every WebSocket, let handlers finish, make everything durable; when no request can come any more."""

@@ -1,23 +1,23 @@
 /**
- * Who is in the room and where their tracks are, kept by the server's demo membership list (`torpor/demo.py`).
+ * Who is in the room and where their tracks are: one of the server's rooms (`torpor/demo.py`), over a WebSocket.
  *
  * Dispatches "members" when the list changed, "offline" when the server stopped answering and "online" when it is back.
  */
 
-const HEARTBEAT_MS = 4_000;
+const PING_MS = 4_000;
+const SILENCE_MS = 9_000;
 const RETRY_MS = 1_000;
+const REFUSED = 4_400; // and above: the reason is for the person
 
 export class JoinRefused extends Error {}
 
 export class Room extends EventTarget {
   #url;
-  #displayName;
-  #token = null;
+  #socket = null;
   #presence = { tracks: [], muted: false, cameraOff: false };
-  #events = null;
+  #entering = null;
+  #heardAt = 0;
   #timer = null;
-  #beating = false;
-  #news = false;
   #left = false;
 
   constructor(name, displayName) {
@@ -26,86 +26,81 @@ export class Room extends EventTarget {
     this.memberId = null;
     this.members = [];
     this.online = true;
-    this.#url = `/demo/rooms/${encodeURIComponent(name)}`;
-    this.#displayName = displayName;
+    // Known to this page alone: with the same one it takes its own place again when it comes back.
+    const secret = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    const query = new URLSearchParams({ name: displayName, _pk: secret });
+    this.#url = `${location.origin.replace(/^http/, "ws")}/parties/torpor-demo/${encodeURIComponent(name)}?${query}`;
   }
 
   /** Enter the room; throws `JoinRefused` with a sentence for the person, or a TypeError when nobody answers. */
   async join() {
-    this.#news = false;
-    const response = await this.#send("POST", "/members", { name: this.#displayName, ...this.#presence });
-    const answer = await response.json().catch(() => ({}));
-    if (!response.ok) throw new JoinRefused(answer.errorDescription ?? "The server did not let you in.");
-    this.memberId = answer.memberId;
-    this.#token = answer.token;
-    this.#listen();
-    this.#schedule(this.#news ? 0 : HEARTBEAT_MS);
+    const entered = new Promise((resolve, reject) => (this.#entering = { resolve, reject }));
+    this.#connect();
+    await entered;
   }
 
   /** Tell the others about changed tracks or a changed state. */
   announce(presence) {
     this.#presence = { ...this.#presence, ...presence };
-    this.#news = true;
-    if (this.memberId) this.#beat();
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(this.#presence));
   }
 
   /** Works while the page is being closed as well. */
   leave() {
-    if (this.#left) return;
     this.#left = true;
     clearTimeout(this.#timer);
-    this.#events?.close();
-    if (this.memberId) this.#send("DELETE", `/members/${this.memberId}`).catch(() => {});
+    this.#socket?.close(1000);
   }
 
-  #listen() {
-    this.#events?.close();
-    this.#events = new EventSource(`${this.#url}/events`);
-    this.#events.addEventListener("members", ({ data }) => {
-      this.members = JSON.parse(data);
-      this.#setOnline(true);
-      this.dispatchEvent(new Event("members"));
-    });
-    this.#events.addEventListener("error", () => {
-      this.#setOnline(false);
-      this.#schedule(RETRY_MS);
-    });
+  #connect() {
+    const socket = (this.#socket = new WebSocket(this.#url));
+    this.#heardAt = Date.now();
+    socket.addEventListener("open", () => this.announce({}));
+    socket.addEventListener("message", ({ data }) => socket === this.#socket && this.#hear(data));
+    socket.addEventListener("close", ({ code, reason }) => socket === this.#socket && this.#lost(code, reason));
+    this.#watch();
   }
 
-  #schedule(ms = HEARTBEAT_MS) {
+  #hear(data) {
+    this.#heardAt = Date.now();
+    if (data === "pong" || this.#left) return;
+    const { you, members } = JSON.parse(data);
+    if (you) this.memberId = you;
+    if (!members) return;
+    this.members = members;
+    this.#entering?.resolve();
+    this.#entering = null;
+    this.#setOnline(true);
+    this.dispatchEvent(new Event("members"));
+  }
+
+  /** A connection may end without anybody saying so: what does not answer for a while is given up. */
+  #watch() {
     clearTimeout(this.#timer);
-    if (!this.#left) this.#timer = setTimeout(() => this.#beat(), ms);
+    this.#timer = setTimeout(() => {
+      if (Date.now() - this.#heardAt > SILENCE_MS) return this.#lost();
+      if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send("ping");
+      this.#watch();
+    }, PING_MS);
   }
 
-  /** One request at a time: the server must not get an older presence after a newer one. */
-  async #beat() {
-    if (this.#beating || this.#left) return;
-    this.#beating = true;
+  #lost(code, reason) {
     clearTimeout(this.#timer);
-    let wait = HEARTBEAT_MS;
-    try {
-      this.#news = false;
-      const response = await this.#send("PUT", `/members/${this.memberId}`, this.#presence);
-      // A restarted server knows nobody.
-      if (response.status === 404 && !this.#left) await this.join();
-      else if (this.#events.readyState === EventSource.CLOSED && !this.#left) this.#listen();
-    } catch {
-      this.#setOnline(false);
-      wait = RETRY_MS;
+    this.#socket.close();
+    this.#socket = null;
+    if (this.#left) return;
+    if (this.#entering) {
+      this.#left = true;
+      this.#entering.reject(code >= REFUSED ? new JoinRefused(reason) : new TypeError("the server does not answer"));
+      return;
     }
-    this.#beating = false;
-    this.#schedule(this.#news ? 0 : wait);
+    this.#setOnline(false);
+    this.#timer = setTimeout(() => this.#connect(), RETRY_MS);
   }
 
   #setOnline(online) {
-    if (online === this.online || this.#left) return;
+    if (online === this.online) return;
     this.online = online;
     this.dispatchEvent(new Event(online ? "online" : "offline"));
-  }
-
-  #send(method, path, body) {
-    const headers = { ...(this.#token && { "member-token": this.#token }) };
-    if (body) headers["content-type"] = "application/json";
-    return fetch(this.#url + path, { method, headers, body: body && JSON.stringify(body), keepalive: method === "DELETE" });
   }
 }

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
+from websockets.asyncio.client import connect
 
 from tests.support.browser import audio_is_heard, chromium, frames_advance, inbound, open_page, stats, until
 from tests.support.server import Server, running_server
@@ -86,7 +86,7 @@ class TestPeople:
 
     async def test_the_panel_shows_what_flows(self, pages: tuple[Page, Page]) -> None:
         ada, _ = pages
-        await ada.get_by_text("Connection", exact=True).click()
+        await ada.locator("#stats summary").click()
         await expect(ada.locator("[data-stat=codecs]")).to_contain_text("opus", timeout=20_000)
         await expect(ada.locator("[data-stat=sent]")).to_have_text(ABOVE_ZERO, timeout=20_000)
         await expect(ada.locator("[data-stat=received]")).to_have_text(ABOVE_ZERO, timeout=20_000)
@@ -211,10 +211,11 @@ class TestTrouble:
             await until("a tile that is not muted", lambda: bob.evaluate(aloud))
 
     async def test_a_refusal_is_shown_in_words(self, browser: Browser, server: Server) -> None:
-        async with httpx.AsyncClient(base_url=server.url) as client, open_page(browser, server.url) as page:
-            for number in range(24):
-                joined = await client.post("/demo/rooms/crowd/members", json={"name": f"member {number}"})
-                assert joined.status_code == 201
+        url = server.url.replace("http", "ws") + "/parties/torpor-demo/crowd?name=member"
+        async with AsyncExitStack() as stack:
+            page = await stack.enter_async_context(open_page(browser, server.url))
+            for _ in range(24):
+                await (await stack.enter_async_context(connect(url))).recv()
             await join(page, "crowd", "Ada")
             await expect(page.get_by_role("alert")).to_have_text("The room is full: 24 people are in it.")
 
@@ -222,10 +223,18 @@ class TestTrouble:
         self, browser: Browser, server: Server
     ) -> None:
         async with open_page(browser, server.url) as page:
-            await page.route("**/demo/rooms/**", lambda route: route.abort())
+            answers = False
+
+            async def answer(socket: WebSocketRoute) -> None:
+                if answers:
+                    socket.connect_to_server()
+                else:
+                    await socket.close(code=3000)
+
+            await page.route_web_socket("**/parties/torpor-demo/**", answer)
             await join(page, "silence", "Ada")
             await expect(page.get_by_role("alert")).to_have_text("The server does not answer. Is it running?")
-            await page.unroute_all()
+            answers = True
             await press(page, "Join")
             await expect(page.get_by_role("status")).to_have_text("Connected")
 
@@ -326,8 +335,13 @@ async def address_of_camera(page: Page) -> dict[str, str]:
     room = await page.locator("#room-title").inner_text()
     listed: list[dict[str, Any]] = await page.evaluate(
         """(room) => new Promise((resolve) => {
-          const events = new EventSource(`/demo/rooms/${encodeURIComponent(room)}/events`);
-          events.addEventListener("members", ({ data }) => { events.close(); resolve(JSON.parse(data)); });
+          const path = `/parties/torpor-demo/${encodeURIComponent(room)}?name=me`;
+          const socket = new WebSocket(location.origin.replace("http", "ws") + path);
+          socket.addEventListener("message", ({ data }) => {
+            if (!JSON.parse(data).members) return;
+            socket.close();
+            resolve(JSON.parse(data).members);
+          });
         })""",
         room,
     )

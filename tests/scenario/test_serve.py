@@ -20,6 +20,7 @@ import pytest_asyncio
 from loadtest.turn_client import TurnClient
 from tests.support.certificates import make_certificate
 from tests.support.server import Server, running_server
+from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET
 from torpor.figures import MEDIA_COUNTERS, MEDIA_GAUGES
 
 NO_MEDIA = ("--media-enabled", "false", "--turn-enabled", "false")
@@ -55,11 +56,13 @@ class TestStop:
         assert [entry["event"] for entry in server.log] == ["serving", "draining", "stopped"] * 2
 
     async def test_a_stopping_server_ends_event_streams_and_does_not_wait_for_idle_connections(self) -> None:
-        async with running_server(*NO_MEDIA) as server, httpx.AsyncClient(base_url=server.url) as client:
+        bearer = {"authorization": f"Bearer {DEVELOPMENT_APP_SECRET}"}
+        async with running_server() as server, httpx.AsyncClient(base_url=server.url, headers=bearer) as client:
             await client.get("/healthz")
-            async with client.stream("GET", "/demo/rooms/lobby/events") as stream:
+            async with client.stream("GET", f"/v1/apps/{DEVELOPMENT_APP_ID}/events") as stream:
+                assert stream.status_code == 200
                 chunks = stream.aiter_text()
-                assert "event: members" in await anext(chunks)
+                assert await anext(chunks) == ":\n\n"
                 await server.stop()
                 assert [chunk async for chunk in chunks] == []
         assert not [entry for entry in server.log if entry.get("level") == "error"]

@@ -139,19 +139,8 @@ class TestPages:
         assert response.json()["errorCode"] == "not_found"
 
 
-class TestDemo:
-    async def test_a_body_that_no_member_sends_is_too_large(self, client: httpx.AsyncClient) -> None:
-        async def chunks() -> AsyncIterator[bytes]:
-            for _ in range(100):
-                yield b" " * 1024
-
-        response = await client.post("/demo/rooms/lobby/members", content=chunks())
-        assert response.status_code == 413
-        assert response.json()["errorCode"] == "payload_too_large"
-
-
 class TestWhatIsServed:
-    @pytest.mark.parametrize("path", ["/", "/app.js", "/partytracks/generate-ice-servers", "/demo/rooms/x/events"])
+    @pytest.mark.parametrize("path", ["/", "/app.js", "/partytracks/generate-ice-servers"])
     async def test_development_pages_are_not_in_production(self, path: str) -> None:
         app = build_app(PRODUCTION, FakeSfu(), health=Health(), figures=Figures(None))  # type: ignore[arg-type]
         async with connect(app) as client:

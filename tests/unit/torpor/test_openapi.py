@@ -68,11 +68,11 @@ def assert_described(openapi: dict[str, Any], path: str, response: httpx.Respons
 
 class TestDocument:
     def test_every_route_is_in_it_and_everything_in_it_is_a_route(self, app: FastAPI, openapi: dict[str, Any]) -> None:
-        # The demo's room list and the pages are no part of the API.
+        # The pages are no part of the API.
         routes = {
             (context.path, method)
             for context in iter_route_contexts(app.routes)
-            if isinstance(context.original_route, APIRoute) and not context.path.startswith("/demo/")
+            if isinstance(context.original_route, APIRoute)
             for method in context.original_route.methods
         }
         assert routes == {(path, method) for path, method, _ in operations(openapi)}
