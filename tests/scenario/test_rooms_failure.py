@@ -376,8 +376,8 @@ async def test_settings_for_compression_silence_and_slow_clients(tmp_path: Path)
 
 
 async def test_a_room_with_1000_clients_hibernates_answers_them_and_wakes_in_order(tmp_path: Path) -> None:
-    flags = ("--rooms-handshakes-per-second", "0", "--rooms-idle-timeout", "0.5")
-    async with serving(tmp_path, *flags) as running:
+    flags = ("--rooms-handshakes-per-second", "0", "--rooms-idle-timeout", "0.5", "--http-header-timeout", "30")
+    async with serving(tmp_path, *flags) as running:  # fifty at once may take this process seconds to write their heads
         clients = []
         for _ in range(20):
             group = [running.connect("big", ping_interval=None, open_timeout=60) for _ in range(50)]
