@@ -41,11 +41,10 @@ lint: $(VENV)/.test
 check: lint ## Lint, types and the quick tests: under a minute
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not browser and not netns' tests/unit tests/test_layering.py tests/test_exports.py
 
-# By file, and in this order: the files that take longest are not begun last. Browsers and other foreign programs have
-# the machine for themselves.
+# What starts servers, browsers and other programs has the machine for itself.
 test: lint ## Everything
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scenario tests/examples tests/fuzz tests/unit tests/test_*.py
-	@$(BIN)/pytest tests/interop
+	@$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/fuzz tests/test_*.py
+	@$(BIN)/pytest tests/scenario tests/examples tests/interop
 
 bench: $(VENV)/.test ## Speed, as ratios against a ceiling and a peer in the same run
 	@$(BIN)/python -m benchmarks
