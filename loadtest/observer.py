@@ -22,7 +22,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import RLock
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 from locust.stats import StatsEntry
 
 from loadtest import report
@@ -48,6 +48,8 @@ SHOWN: Final[Mapping[str, tuple[str, str]]] = {
 """Histograms that are entries of Locust's statistics too."""
 
 
+TOLD: Final = "loadtest"
+"""Under this name workers are told, among the options of their master, what they cannot know."""
 _BURN_SECONDS: Final = 24 * 3600.0
 NOBODY_WITHIN: Final = 20.0
 """Seconds after which a run whose users only fail to join is not waited for any longer."""
@@ -121,7 +123,6 @@ class Observer:
         if self.is_worker:
             events.report_to_master.add_listener(self._on_report_to_master)
             runner.register_message("loadtest.board", self._on_board)
-            runner.register_message("loadtest.workers", self._on_workers)
         elif self.is_master:
             events.worker_report.add_listener(self._on_worker_report)
             runner.register_message("loadtest.announce", self._on_announce)
@@ -211,11 +212,6 @@ class Observer:
         assert environment.runner is not None
         environment.runner.send_message("loadtest.board", msg.data)
 
-    def _on_workers(self, environment: Environment, msg: Any, **_: Any) -> None:
-        self._workers = max(1, int(msg.data["workers"]))
-        if msg.data["profile"] in NAMES:  # not an author's locustfile, which the worker has as well
-            self.profile = profile(msg.data["profile"], msg.data["parameters"])
-
     def _on_board(self, environment: Environment, msg: Any, **_: Any) -> None:
         self._post(msg.data)
 
@@ -282,14 +278,10 @@ class Observer:
         self._reported_at.clear()
         self._measured_seconds = 0.0
         self._started_at, self._unix_started = time.monotonic(), time.time()
+        self._tell_workers()
         self._measuring = self.profile.measured_from_start
         self._measuring_since = time.monotonic()
-        runner = self.environment.runner
-        if isinstance(runner, MasterRunner):
-            self._workers = max(1, runner.worker_count)
-            told = {"workers": self._workers, "profile": self.profile.name, "parameters": dict(self.profile.parameters)}
-            runner.send_message("loadtest.workers", told)  # before any user is spawned
-        else:
+        if not self.is_master:
             try:
                 self.engine.call("resume")
             except (EngineGone, CallFailed) as error:
@@ -317,6 +309,25 @@ class Observer:
         """Whether waiting is of no use: after `seconds` there are failures, and not one user has joined."""
         runner = self.environment.runner
         return seconds > NOBODY_WITHIN and not self.joined and runner is not None and bool(runner.errors)
+
+    def catch_up(self) -> None:
+        """Start if the test has: a master may be quicker than its worker's locustfile."""
+        runner = self.environment.runner
+        if isinstance(runner, WorkerRunner) and runner.worker_state != STATE_INIT:
+            with self._engine_starting:  # users may be there already, and have to wait for the engine's start
+                self._on_start()
+
+    def _tell_workers(self) -> None:
+        # Beside the options, which come with the order to spawn: a message would have to wait for its reader.
+        options, runner = self.environment.parsed_options, self.environment.runner
+        if isinstance(runner, MasterRunner):
+            self._workers = max(1, runner.worker_count)
+            parameters = dict(self.profile.parameters)
+            vars(options)[TOLD] = {"workers": self._workers, "profile": self.profile.name, "parameters": parameters}
+        elif self.is_worker and (told := vars(options).get(TOLD)):
+            self._workers = told["workers"]
+            if told["profile"] in NAMES:  # not an author's locustfile, which the worker has as well
+                self.profile = profile(told["profile"], told["parameters"])
 
     def full(self) -> None:
         """All users are there: what counts begins now. If not one could join, nothing does."""
@@ -479,15 +490,13 @@ class Observer:
 _observers: dict[int, Observer] = {}
 
 
-def observe(environment: Environment) -> Observer:
-    """Make the observer of an environment: once, when Locust is ready and before any test starts."""
-    profile = Profile.of_locustfile(environment.parsed_options)
-    observer = _observers[id(environment)] = Observer(environment, profile)
-    return observer
-
-
 def observer_of(environment: Environment) -> Observer:
-    """The observer of an environment."""
+    """The observer of an environment; made when it is first asked for, at the latest when Locust is ready."""
+    if id(environment) not in _observers:
+        observer = _observers[id(environment)] = Observer(
+            environment, Profile.of_locustfile(environment.parsed_options)
+        )
+        observer.catch_up()
     return _observers[id(environment)]
 
 

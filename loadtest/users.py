@@ -39,7 +39,7 @@ from locust.env import Environment
 from loadtest import options, webui
 from loadtest.engine.dialects import ECHO, WRITE, DialectName, room_url
 from loadtest.engine.remote import CALL_TIMEOUT, CallFailed, EngineGone
-from loadtest.observer import Observer, observe, observer_of
+from loadtest.observer import Observer, observer_of
 
 __all__ = ["CallFailed", "LoadUser", "MediaPublisher", "MediaSubscriber", "RoomUser", "TurnUser"]
 
@@ -50,7 +50,7 @@ events.init_command_line_parser.add_listener(options.add)
 def _observe(environment: Environment, **_: Any) -> None:
     """Whatever locustfile imports these users: the engine, the figures and the tab of the web UI come with them."""
     options.complete(environment.parsed_options)
-    observer = observe(environment)
+    observer = observer_of(environment)
     if environment.web_ui is not None:
         webui.extend(environment, observer)
 

@@ -188,6 +188,25 @@ async def test_workers_on_their_own_do_what_their_master_was_told(server: Server
     assert Figures.from_json(record["figures"]).times["subscribe.video.first_frame"].count == 4
 
 
+async def test_a_master_may_be_quicker_than_its_workers_locustfile(server: Server, tmp_path: Path) -> None:
+    path, file = tmp_path / "record.json", tmp_path / "slow.py"
+    file.write_text(
+        "import gevent\nfrom locust import events\nfrom locust.runners import WorkerRunner\n"
+        "@events.init.add_listener\n"
+        "def slow(environment, **_):\n"
+        "    if isinstance(environment.runner, WorkerRunner):\n"
+        "        gevent.sleep(0.2)\n"
+        "from loadtest.locustfile import *\n"
+    )
+    words = ["--processes", "2", "--profile", "rooms", "--duration", "5", "--quiet", "0", *SMALL["rooms"].split()]
+    code, printed = await ended(await locust(*words, "--host", server.url, "--record", str(path), file=file))
+    assert code in COUNTS, printed
+    assert "Traceback" not in printed, printed
+    record = json.loads(path.read_text())
+    assert (record["workers"], record["failures"]) == (2, [])
+    assert Figures.from_json(record["figures"]).count("rooms.delivered") > 0
+
+
 async def test_a_saturated_generator_makes_the_run_invalid(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     words = ["--profile", "rooms", *SMALL["rooms"].split(), "--quiet", "0", "--duration", "2", "--host", server.url]

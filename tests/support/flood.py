@@ -21,7 +21,7 @@ BATCH = 100
 """Connects between two looks at what came."""
 
 
-def flood(port: int, count: int, timeout: float = 60.0) -> dict[str, object]:
+def flood(port: int, count: int, timeout: float = 180.0) -> dict[str, object]:
     """Begin `count` connects as fast as this process can; returns when each has its answer, or its end."""
     poller = select.epoll()
     sockets: dict[int, socket.socket] = {}
