@@ -145,6 +145,7 @@ async def test_each_layer_arrives_when_preferred_and_switching_leaves_no_gap(pag
     assert await total(subscriber, "packetsLost") == 0
 
 
+@pytest.mark.timeout(240)
 async def test_the_picture_numbers_of_vp8_go_on_over_a_switch(pages: tuple[Page, Page], server: Server) -> None:
     """COD-1. Chromium numbers each layer for itself; where numbers jump, its decoder waits for frames that never were,
     shows nothing, and after seconds asks for a key frame."""
@@ -160,7 +161,7 @@ async def test_the_picture_numbers_of_vp8_go_on_over_a_switch(pages: tuple[Page,
             async def enough(before: int = before) -> bool:
                 return len(subscriber.packets_received(pulled)) > before + 60
 
-            await until("packets of the next layer", enough)
+            await until("packets of the next layer", enough, within=60)
         packets = subscriber.packets_by_number(pulled).values()
     pictures = [VpxPayloadDescriptor.parse(packet.payload)[0] for packet in packets if packet.payload]
     assert {(b.picture_id - a.picture_id) % 2**15 for a, b in pairwise(pictures)} == {0, 1}
