@@ -6,6 +6,8 @@ import asyncio
 import random
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ async def gone(service: TurnService) -> None:
     await eventually(lambda: service.live_counts()["turn_connections"] == 0)
     counts = service.live_counts()
     assert counts["turn_allocations"] == counts["turn_plane_clients"] == counts["turn_plane_relays"] == 0
+
+
+@asynccontextmanager
+async def calling(service: TurnService, transport: str) -> AsyncIterator[tuple[Client, Peer]]:
+    """A client whose channel 0x4000 leads to a peer."""
+    async with Client.connected(service, transport) as client:
+        peer = await Peer.open()
+        await client.allocate()
+        await client.bind(0x4000, peer.address)
+        yield client, peer
+        peer.close()
 
 
 @TRANSPORTS
@@ -88,26 +101,19 @@ async def test_data_goes_both_ways_by_the_relay_thread(transport: str, tmp_path:
 
 @TRANSPORTS
 async def test_what_is_no_data_is_counted_and_harms_nobody(transport: str, tmp_path: Path) -> None:
-    async with serving(tmp_path) as service, Client.connected(service, transport) as client:
-        peer = await Peer.open()
-        await client.allocate()
-        await client.bind(0x4000, peer.address)
+    async with serving(tmp_path) as service, calling(service, transport) as (client, peer):
         malformed = b"\0\1\0\4" + bytes(20)  # no cookie
         write(client, channel_data(b"unbound", 0x4001) + malformed + channel_data(b"too high", 0x7FFF))
         write(client, channel_data(b"after it"))
         assert (await peer.receive())[0] == b"after it"
         assert plane(service, "unbound_channel") == 1
         assert plane(service, "malformed") == 2
-        peer.close()
 
 
 @TRANSPORTS
 @pytest.mark.parametrize("end", ["half-closed", "reset", "foreign bytes"])
 async def test_t2_t3_every_end_ends_the_allocation(transport: str, end: str, tmp_path: Path) -> None:
-    async with serving(tmp_path) as service, Client.connected(service, transport) as client:
-        peer = await Peer.open()
-        await client.allocate()
-        await client.bind(0x4000, peer.address)
+    async with serving(tmp_path) as service, calling(service, transport) as (client, peer):
         client.send_channel(0x4000, b"last words")
         assert (await peer.receive())[0] == b"last words"
         assert client.writer is not None
@@ -122,15 +128,11 @@ async def test_t2_t3_every_end_ends_the_allocation(transport: str, end: str, tmp
             assert (await peer.receive())[0] == b"and"
             await eventually(lambda: service.stats().counters.get("connections_broken", 0) == 1)
         await gone(service)
-        peer.close()
 
 
 @TRANSPORTS
 async def test_a_revoked_client_sends_nothing_more_and_may_go_on_asking(transport: str, tmp_path: Path) -> None:
-    async with serving(tmp_path) as service, Client.connected(service, transport) as client:
-        peer = await Peer.open()
-        await client.allocate()
-        await client.bind(0x4000, peer.address)
+    async with serving(tmp_path) as service, calling(service, transport) as (client, peer):
         client.send_channel(0x4000, b"before")
         assert (await peer.receive())[0] == b"before"
         assert service._endpoint is not None
@@ -142,7 +144,6 @@ async def test_a_revoked_client_sends_nothing_more_and_may_go_on_asking(transpor
         await client.bind(0x4000, peer.address)
         client.send_channel(0x4000, b"again")
         assert (await peer.receive())[0] == b"again"
-        peer.close()
 
 
 @TRANSPORTS
