@@ -24,7 +24,6 @@ from uvicorn.server import ServerState
 
 from torpor.config import HttpSettings, Settings
 from torpor.edge import envelope
-from turn.tls import reload_certificate
 
 SEND_TIMEOUT = 10.0
 """A peer that takes nothing of an answer for this long is cut off."""
@@ -223,7 +222,9 @@ class HttpServer(uvicorn.Server):
         """
         certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
         if isinstance(self.config.ssl, ssl.SSLContext) and certificate is not None:
-            reload_certificate(self.config.ssl, str(certificate), str(key))
+            # A context that refused a key would have the new certificate with the old one: tried on another one first.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.config.ssl):
+                context.load_cert_chain(certificate, key)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

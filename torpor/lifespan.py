@@ -42,6 +42,7 @@ from torpor.http import HttpServer, listen
 from torpor.parties import load_parties
 from torpor.relay import media_exchange, media_threads, start_turn
 from torpor.rooms import Rooms
+from turn.errors import ConfigurationError
 from turn.service import TurnService
 
 logger = logging.getLogger("torpor")
@@ -226,7 +227,7 @@ def _reload_certificates(server: HttpServer, turn: TurnService | None) -> None:
             continue
         try:
             reload()
-        except OSError as error:  # of which ssl.SSLError is one
+        except (OSError, ConfigurationError) as error:  # an ssl.SSLError is an OSError
             logger.error("certificates", extra={"where": where, "kept": "old", "reason": str(error)})
         else:
             logger.info("certificates", extra={"where": where, "kept": "new"})

@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import logging
 import os
-import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -72,8 +71,6 @@ async def start_turn(settings: Settings, sfu: Sfu | None, exchange: End | None =
             await turn.start()
         except ConfigurationError as error:
             raise StartRefused(f"turn: {error}") from error
-        except ssl.SSLError as error:
-            raise StartRefused(f"turn: the certificate and its key cannot be used: {error}") from error
         except OSError as error:
             if error.filename is not None:
                 raise StartRefused(f"turn: {error}") from error

@@ -19,8 +19,8 @@ Where to look:
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
 | what happens per packet | `_relay/decide.pxd` (and `_reference.py`, its plain-Python twin), on `_relay/table.pxd` |
-| threads, batches, peers in this process, data over TCP | `_relay/engine.pxd`, commands in `_relay/plane.pyx` |
-| TCP, TLS, timeouts of connections | `stream_endpoint.py`, `framing.py`, `tls.py`; `_relay/stream.pxd` |
+| threads, batches, peers in this process, streams' data | `_relay/engine.pxd`, commands in `_relay/plane.pyx` |
+| TCP, TLS, their timeouts | `stream_endpoint.py`, `framing.py`, `tls.py`; `stream.pxd`, `tls.pxd` in `_relay` |
 | limits | `settings.py` |
 | the HTTP API | `routes.py` |
 """

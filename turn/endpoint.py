@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+
+from OpenSSL import SSL
 
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple, Transport
@@ -75,16 +76,17 @@ class TurnEndpoint:
         self._timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._reopening: set[asyncio.TimerHandle] = set()
-        self._tls: ssl.SSLContext | None = None
+        self.tls: SSL.Context | None = None
+        """For new connections."""
 
-    async def start(self, tls: ssl.SSLContext | None) -> None:
+    async def start(self, tls: SSL.Context | None) -> None:
         """Bind and serve.
 
         Raises:
             OSError: an address or port cannot be bound; nothing is left open.
         """
         loop = asyncio.get_running_loop()
-        self._tls = tls
+        self.tls = tls
         try:
             self._bind()
             if tls is not None:
@@ -216,30 +218,17 @@ class TurnEndpoint:
                 TransportAddress(self._addresses[listener], self.port),
             )
             self._handle(data, five_tuple, UdpOrigin(worker, listener))
-        if streams:
-            self._exchange(streams)
+        for number, frames, returned in streams:
+            if (connection := self._connections.get(number)) is None:
+                continue
+            if frames:
+                connection.write(frames)
+            if returned:
+                connection.taken_back()
         if messages:
             self._schedule()
             # There may be more than one call gives; other tasks go first.
             asyncio.get_running_loop().call_soon(self._plane_has_more)
-
-    def _exchange(self, streams: list[tuple[int, bytes, bytes, bool]]) -> None:
-        """TLS connections first, all together; then those whose sockets come back, which may change anything."""
-        exchanges: dict[int, list[tuple[int, bytes, bytes]]] = {}
-        back = []
-        for number, records, frames, returned in streams:
-            if (connection := self._connections.get(number)) is None:
-                continue
-            if returned:
-                back.append(connection)
-            elif (exchange := connection.exchange(records, frames)) is not None:
-                exchanges.setdefault(connection.origin.worker, []).append(exchange)
-                if connection.ended:
-                    back.append(connection)
-        for worker, of_worker in exchanges.items():
-            self.plane.exchange_streams(worker, of_worker)
-        for connection in back:
-            connection.taken_back()
 
     def _plane_has_more(self) -> None:
         if self.plane.fileno() >= 0:
@@ -415,8 +404,8 @@ class TurnEndpoint:
 
     def tls_stream(self) -> TlsStream:
         """The server's side of a new TLS connection."""
-        assert self._tls is not None
-        return TlsStream(self._tls)
+        assert self.tls is not None
+        return TlsStream(self.tls)
 
     @property
     def settings(self) -> TurnSettings:

@@ -4,6 +4,7 @@ TurnError
 ├── StunRefusal         a request is answered with an error response; carries the code
 ├── ConfigurationError  the settings contradict each other or the machine; the server does not start
 ├── StreamError         a client's byte stream left the framing; its connection is closed
+├── TlsError            it does not speak TLS, or not ours; its connection is closed
 ├── UsageError          our own code called a method at the wrong moment
 └── ApiError            the HTTP API refuses; carries status and `errorCode`
     ├── DecodingError       400 decoding_error: the body is not what the schema says
@@ -41,6 +42,10 @@ class ConfigurationError(TurnError):
 
 class StreamError(TurnError):
     """A byte that starts neither STUN nor ChannelData: the framing is lost for good."""
+
+
+class TlsError(TurnError):
+    """A handshake or a record failed; the alert that says so waits to be sent."""
 
 
 class UsageError(TurnError):

@@ -111,5 +111,6 @@ def make_plane(settings: TurnSettings, families: int, exchange: End | None) -> P
         requests_per_s=settings.requests_per_s,
         stream_queue_bytes=settings.stream_queue_bytes,
         gather_us=settings.gather_us_max,
+        tls_record_per_message=settings.tls_record_per_message,
         exchange=exchange,
     )

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import resource
 import secrets
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+
+from OpenSSL import SSL
 
 from turn.auth import Authenticator
 from turn.credentials import (
@@ -44,7 +45,7 @@ from turn.relays import PlaneRelays, make_plane
 from turn.revocations import Revocations
 from turn.server import Redirect, TurnServer
 from turn.settings import TurnSettings
-from turn.tls import reload_certificate, server_context
+from turn.tls import server_context
 from turn.usage import Party, RelayUsage, UsageLedger
 from wire.exchange import End
 from wire.stun import IPAddress, TransportAddress
@@ -139,7 +140,6 @@ class TurnService:
         self._endpoint: TurnEndpoint | None = None
         self._peers: PeerEndpoint | None = None
         self._server: TurnServer | None = None
-        self._tls: ssl.SSLContext | None = None
         self._final: TurnStats | None = None
         self._key_ids = {key_tag(key_id): key_id for key_id in settings.keys}
         self._ledger = UsageLedger()
@@ -151,7 +151,7 @@ class TurnService:
 
         Raises:
             OSError: an address cannot be bound, or the certificate or the revocations not be read.
-            ConfigurationError: this machine cannot serve the settings.
+            ConfigurationError: this machine cannot serve the settings, or certificate and key do not fit together.
         """
         if self._endpoint is not None:
             raise UsageError("started already")
@@ -162,8 +162,7 @@ class TurnService:
         relay_hosts = _expand(settings.relay_addresses, machine) or listen
         relays = [self._relay_address(ip) for ip in relay_hosts]
         _ensure_descriptors(settings, len({ip.version for ip in relay_hosts}))
-        if settings.tls_certificate is not None and settings.tls_key is not None:
-            self._tls = server_context(str(settings.tls_certificate), str(settings.tls_key))
+        tls = self._tls_context()
         policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
         plane = make_plane(settings, len({ip.version for ip in relay_hosts}), self._exchange)
         adapter = PlaneRelays(plane)
@@ -179,7 +178,7 @@ class TurnService:
             on_event=self._event_happened,
             clock=self._clock,
         )
-        await endpoint.start(self._tls)
+        await endpoint.start(tls)
         self._endpoint = endpoint
         if settings.allow_loopback_peers:
             logger.warning("loopback peers are allowed: clients can reach services on this machine")
@@ -204,10 +203,14 @@ class TurnService:
         """Read certificate and key again; connections go on (T5).
 
         Raises:
-            OSError, ssl.SSLError: the files cannot be read; the old ones stay in force.
+            OSError, ConfigurationError: the files cannot be used; the old ones stay in force.
         """
-        if self._tls is not None:
-            reload_certificate(self._tls, str(self.settings.tls_certificate), str(self.settings.tls_key))
+        if self._endpoint is not None and (tls := self._tls_context()) is not None:
+            self._endpoint.tls = tls
+
+    def _tls_context(self) -> SSL.Context | None:
+        certificate, key = self.settings.tls_certificate, self.settings.tls_key
+        return None if certificate is None or key is None else server_context(str(certificate), str(key))
 
     # What others ask.
 

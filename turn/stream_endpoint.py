@@ -7,20 +7,19 @@
                                a peer's bytes (RFC 6062 §5.4)
 
 Requests are read here, and strangers: their limits are those of this file. A client that sends data has its socket in a
-relay thread (`Plane.adopt_stream`), which gives it back when there is something that it does not handle; of TLS that
-thread moves the records, and they are opened and sealed here, all of a wake-up together. Decides nothing.
+relay thread (`Plane.adopt_stream`), and its TLS session with it; the thread gives them back when there is something
+that it does not handle. Decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from turn.allocation import FiveTuple, Transport
-from turn.errors import StreamError
+from turn.errors import StreamError, TlsError
 from turn.framing import StreamFramer, split
 from turn.limits import TokenBucket
 from turn.relays import StreamOrigin
@@ -50,11 +49,12 @@ class StreamConnection:
         self.origin = StreamOrigin(number % endpoint.workers, number)
         self._framer = StreamFramer()
         self._tls: TlsStream | None = endpoint.tls_stream() if five_tuple.transport is Transport.TLS else None
-        self._one_by_one = settings.tls_record_per_message
         self._out = bytearray()
+        # A relay thread's unsent bytes and a peer's come on top of answers.
+        self._out_max = 2 * (settings.stream_queue_bytes + _HIGH_WATER_BYTES)
         self._full = False
-        self._unread: list[tuple[bytes, bytes]] = []
-        """What a relay thread had read: the client's words, and TLS records behind them."""
+        self._unread = bytearray()
+        """What the client said, and a relay thread had read."""
         self._adopted = False
         self._reading = False
         self.closing = False
@@ -78,28 +78,27 @@ class StreamConnection:
         ):
             return
         self.read_raw(False)
-        self._adopted = self._endpoint.plane.adopt_stream(*self.origin, self._sock.fileno(), self._tls is not None)
+        session = None if self._tls is None else self._tls.lend()
+        self._adopted = self._endpoint.plane.adopt_stream(*self.origin, self._sock.fileno(), session)
         if not self._adopted:
             self.read_raw(True)
 
     def _take_back(self) -> None:
         """The socket; what the thread has read waits for `_catch_up`, which must follow."""
         self._adopted = False
-        said, records, unsent = self._endpoint.plane.release_stream(*self.origin)
-        if said or records:
-            self._unread.append((said, records))
+        said, unsent = self._endpoint.plane.release_stream(*self.origin)
+        self._unread += said
         self._send(unsent)
 
     def taken_back(self) -> None:
         """There is something for Python: a request, foreign bytes or the end, of the connection or its TLS."""
         if self._adopted:
             self._take_back()
-            if self._unread:
-                self._catch_up()
-            if self.ended:
-                self._close()
-            else:
-                self.read_raw(True)  # which may show the end
+            said = bool(self._unread)
+            self._digest()
+            self.read_raw(True)
+            if said:  # else the end may be next
+                self._hand_over()
 
     def leave_thread(self) -> None:
         """The same for what does not come from the client; what the thread had read is handled in a turn of its own."""
@@ -108,41 +107,17 @@ class StreamConnection:
             self._loop.call_soon(self._catch_up)
 
     def _catch_up(self) -> None:
-        if self.closing:
-            return
-        self.read_raw(True)
-        unread, self._unread = self._unread, []
-        for said, records in unread:
-            if said:
-                self._said(said)
-            if records and not self.closing:
-                self._records(records)
+        self._digest()
         self._hand_over()
 
-    def exchange(self, records: bytes, frames: bytes) -> tuple[int, bytes, bytes] | None:
-        """The relay plane has something: records of the client, or messages for it. Returns what it gets in turn."""
-        if not self._adopted:
-            if frames:
-                self.write(frames)
-            return None
-        tls = self._tls
-        assert tls is not None
-        said = b""
-        try:
-            if records:
-                said = tls.receive_data(records)
-            if frames:
-                self._seal(frames, self._one_by_one)
-        except ssl.SSLError:
-            self._take_back()
-            self._tls_failed()
-            return None
-        return self.origin.connection, said, tls.data_to_send()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the client has said goodbye."""
-        return self._tls is not None and self._tls.finished
+    def _digest(self) -> None:
+        """What the thread had read."""
+        self.read_raw(True)
+        said, self._unread = bytes(self._unread), bytearray()
+        if said and not self.closing:
+            self._said(said)
+        if self._tls is not None and not self.closing:
+            self._records(b"")  # of which the thread had given some to the session
 
     # Bytes of the client.
 
@@ -166,7 +141,7 @@ class StreamConnection:
         assert self._tls is not None
         try:
             said = self._tls.receive_data(data)
-        except ssl.SSLError:
+        except TlsError:
             self._tls_failed()
             return
         self._flush_tls()
@@ -229,11 +204,7 @@ class StreamConnection:
         """See `ClientStream`."""
         if self.closing:
             return True  # the end is on its way
-        if self._tls is not None:
-            self._tls.send_message(data)
-            self._flush_tls()
-        else:
-            self._send(data)
+        self._say((data,))
         return len(self._out) <= _HIGH_WATER_BYTES
 
     def read_raw(self, reading: bool) -> None:
@@ -255,31 +226,30 @@ class StreamConnection:
     # Bytes for the client.
 
     def write(self, frames: bytes) -> None:
-        """Whole messages to the client. One that asks and never reads is cut off."""
+        """Whole messages to the client."""
         self.leave_thread()
-        if self.closing:
-            return
-        # Data waits up to the limit as well, and comes along when the socket is taken back.
-        if len(self._out) > 2 * self._endpoint.settings.stream_queue_bytes:
-            self._endpoint.counters["connections_stalled"] += 1
-            self.abort()
-        elif self._tls is not None:
-            self._seal(frames, one_by_one=True)
-            self._flush_tls()
-        else:
-            self._send(frames)
+        if not self.closing:
+            self._say((frames,) if self._tls is None else split(frames))
 
-    def _seal(self, frames: bytes, one_by_one: bool) -> None:
-        """Into records; `one_by_one` for clients that take one message per read, such as coturn's for load (T6)."""
-        assert self._tls is not None
-        for message in split(frames) if one_by_one else (frames,):
-            self._tls.send_message(message)
+    def _say(self, messages: Iterable[bytes]) -> None:
+        """Each in a record of its own, over TLS (T6)."""
+        if self._tls is None:
+            self._send(b"".join(messages))
+            return
+        try:
+            for message in messages:
+                self._tls.send_message(message)
+        except TlsError:
+            self._tls_failed()
+        else:
+            self._flush_tls()
 
     def _flush_tls(self) -> None:
         if self._tls is not None and (wire := self._tls.data_to_send()):
             self._send(wire)
 
     def _send(self, data: bytes) -> None:
+        """A client that asks and never reads is cut off."""
         if not data or self._gone:
             return
         if not self._out:
@@ -294,7 +264,10 @@ class StreamConnection:
             if not self._out:
                 self._loop.add_writer(self._sock, self._writable)
             self._out += data
-            if len(self._out) > _HIGH_WATER_BYTES and not self._full:
+            if len(self._out) > self._out_max:
+                self._endpoint.counters["connections_stalled"] += 1
+                self.abort()
+            elif len(self._out) > _HIGH_WATER_BYTES and not self._full:
                 self._full = True
                 self._has_room(False)
 

@@ -293,7 +293,7 @@ async def test_t5_the_certificate_can_be_replaced_while_connections_live(tmp_pat
         client.send_channel(0x4000, b"still here")
         assert await peer.receive() == (b"still here", relay)
         (tmp_path / "key.pem").write_text("broken")
-        with pytest.raises(OSError):
+        with pytest.raises(ConfigurationError):
             service.reload_certificate()
         async with Client.connected(service, "tls") as newcomer:
             await newcomer.allocate()

@@ -4,9 +4,8 @@ One round: `epoll_wait` → take the shard's lock → for each ready socket `rec
 write it into the send arena → `sendmmsg` with trains → release the lock. Commands run between two rounds. What is not
 data goes up to Python through a bounded queue and an eventfd.
 
-Clients over TCP and TLS (`stream.pxd`): one read per ready socket and round, and one write for all that a round has for
-a client. Whatever is not data goes back to Python with the socket. Records of TLS go to Python to be opened, and come
-from there.
+Clients over TCP and TLS (`stream.pxd`, `tls.pxd`): one read per ready socket and round, and one write for all that a
+round has for a client. Whatever is not data goes back to Python with the socket.
 
 Peers in this process: with an exchange, what goes to an address that the other side bound is put into an inbox there,
 and what comes from there is decided as if it had arrived at the relay's socket. Nothing else differs: permissions,
@@ -19,12 +18,13 @@ from libc.string cimport memcpy, memset
 
 from turn._relay.decide cimport decide_client, decide_peer
 from turn._relay.stream cimport (
-    FOREIGN, MSG_DONTWAIT, WIRE_MAX, Buffer, Stream, append, next_message, put_back, waiting, write_out,
+    FOREIGN, MSG_DONTWAIT, Stream, append, next_message, put_back, waiting, write_out, write_or_keep,
 )
 from turn._relay.table cimport (
     CLIENT_QUEUE_FULL, CONTROL_QUEUE_FULL, DROP, IGNORED, NO_ALLOCATION, STREAM, TO_CLIENT, TO_CONTROL, TO_PEER, TOO_BIG, TRUNCATED,
     Client, Outcome, Relay, Shard, Worker, atomic_load, pthread_mutex_lock, pthread_mutex_unlock, relay_at, stream_client,
 )
+from turn._relay.tls cimport OPENED_END, RECORD_MAX, TlsFunctions, tls_open, tls_seal
 from wire._batch.exchange cimport Side, find_address
 from wire._batch.gather cimport Gather, gather_init, gather_sleep, gather_wait, nanosleep, timespec
 from wire._batch.inbox cimport (
@@ -106,6 +106,8 @@ cdef struct Engine:
     int notify                  # the plane's eventfd towards Python
     int stop
     uint32_t stream_queue_max
+    TlsFunctions openssl
+    bint record_per_message     # of data over TLS
     pthread_t thread
     bint started
     Receiver *receiver
@@ -180,7 +182,7 @@ cdef inline void queue_stream(Engine *e, Client *client, const Outcome *o) noexc
         stream.out.size = stream.out.at + size
         e.worker.shard.counters[<int>CLIENT_QUEUE_FULL] += 1
         return
-    if stream.fd < 0 or stream.sealed or stream.returned:
+    if stream.fd < 0 or stream.returned:
         if not stream.dirty:
             e.receipts += 1  # counts twice: it wakes Python as well
         mark_dirty(e, stream)
@@ -225,16 +227,40 @@ cdef inline void give_back(Engine *e, Stream *stream) noexcept nogil:
 
 cdef inline void write_stream(Engine *e, Stream *stream) noexcept nogil:
     """What waits for the client, as far as its socket has room."""
-    cdef Buffer *b = &stream.wire_out if stream.sealed else &stream.out
+    cdef bint written
+    cdef uint32_t left
     e.stream_writes += 1
-    if not write_out(stream.fd, b):
+    if stream.tls.ssl == NULL:
+        written = write_out(stream.fd, &stream.out)
+        left = waiting(&stream.out)
+    else:
+        written = write_sealed(e, stream)
+        left = waiting(&stream.records)
+    if not written:
         give_back(e, stream)
         return
-    watch_stream(e, stream, (stream.watched & ~<uint32_t>EPOLLOUT) | (<uint32_t>EPOLLOUT if waiting(b) else 0))
-    if stream.sealed:
-        stream.paused = waiting(b) > 0
-        if waiting(&stream.out):
-            mark_dirty(e, stream)
+    watch_stream(e, stream, (stream.watched & ~<uint32_t>EPOLLOUT) | (<uint32_t>EPOLLOUT if left else 0))
+
+
+cdef inline bint write_sealed(Engine *e, Stream *stream) noexcept nogil:
+    """Nothing is sealed before the records of earlier messages have left, so that what waits keeps its limit."""
+    if not write_out(stream.fd, &stream.records):
+        return False
+    while waiting(&stream.out) and not waiting(&stream.records):
+        if not (tls_seal(&e.openssl, &stream.tls, &stream.out, e.record_per_message) and write_records(e, stream)):
+            return False
+    return True
+
+
+cdef inline bint write_records(Engine *e, Stream *stream) noexcept nogil:
+    """All that the session has for the wire."""
+    cdef int n
+    while True:
+        n = e.openssl.take(stream.tls.outgoing, e.scratch, STREAM_READ_BYTES)
+        if n <= 0:
+            return True
+        if not write_or_keep(stream.fd, e.scratch, <uint32_t>n, &stream.records):
+            return False
 
 
 cdef inline void write_streams(Engine *e) noexcept nogil:
@@ -263,21 +289,43 @@ cdef inline bint feed_stream(Engine *e, Client *client, const uint8_t *data, int
                 carry_out(e, STREAM, &client.address, &o)
             if o.kind != TO_CONTROL:
                 continue
-        if not put_back(stream, message, max(found, 0), data + at, size - at):
-            shutdown(stream.fd, SHUT_RDWR)  # without these bytes the rest has no meaning; Python will see the end
-        give_back(e, stream)
+        if put_back(stream, message, max(found, 0), data + at, size - at):
+            give_back(e, stream)
+        else:
+            abandon(e, stream)
         return False
+
+
+cdef inline void feed_sealed(Engine *e, Client *client, int size, double now) noexcept nogil:
+    """Records of a client, in `scratch`. What is not opened here, the session keeps for Python."""
+    cdef Stream *stream = client.stream
+    cdef int n
+    if e.openssl.put(stream.tls.incoming, e.scratch, size) != size:
+        abandon(e, stream)
+        return
+    while True:
+        n = tls_open(&e.openssl, &stream.tls, e.scratch, STREAM_READ_BYTES)
+        if n <= 0 or not feed_stream(e, client, e.scratch, n, now):
+            break
+    if not write_records(e, stream):  # a client that takes new keys wants ours to be new as well (RFC 8446 §4.6.3)
+        abandon(e, stream)
+    elif n == OPENED_END or waiting(&stream.records) > e.stream_queue_max:
+        give_back(e, stream)  # of the latter kind, Python cuts off one that goes on asking and never reads
+    elif waiting(&stream.records) and not stream.returned:
+        watch_stream(e, stream, stream.watched | <uint32_t>EPOLLOUT)
+
+
+cdef inline void abandon(Engine *e, Stream *stream) noexcept nogil:
+    """Bytes were lost: what follows has no meaning. Python will see the end."""
+    shutdown(stream.fd, SHUT_RDWR)
+    give_back(e, stream)
 
 
 cdef inline void read_stream(Engine *e, Client *client, bint ending, double now) noexcept nogil:
     """One read, for fairness. `ending`: the end of what the client says has arrived, and may be behind it."""
     cdef Stream *stream = client.stream
-    cdef ssize_t n, room = STREAM_READ_BYTES
-    if stream.sealed:
-        room = min(room, <ssize_t>(WIRE_MAX - waiting(&stream.wire_in)))
-        if room == 0:
-            watch_stream(e, stream, stream.watched & ~<uint32_t>EPOLLIN)  # until Python has taken it
-            return
+    cdef bint sealed = stream.tls.ssl != NULL
+    cdef ssize_t n, room = RECORD_MAX if sealed else STREAM_READ_BYTES  # a session keeps a buffer as large as the largest read
     n = recv(stream.fd, e.scratch, room, MSG_DONTWAIT)
     if n < 0 and (errno == EAGAIN or errno == EINTR):
         return
@@ -285,23 +333,12 @@ cdef inline void read_stream(Engine *e, Client *client, bint ending, double now)
     e.receipts += 1
     if n <= 0:
         give_back(e, stream)
-    elif not stream.sealed:
+    elif not sealed:
         feed_stream(e, client, e.scratch, <int>n, now)
-    elif append(&stream.wire_in, e.scratch, <uint32_t>n):
-        mark_dirty_always(e, stream)
     else:
-        shutdown(stream.fd, SHUT_RDWR)
-        give_back(e, stream)
+        feed_sealed(e, client, <int>n, now)
     if not stream.returned and (n == room or ending):
         watch_again(e, stream.fd, stream.watched, STREAM_MARK | stream.number)
-
-
-cdef inline void mark_dirty_always(Engine *e, Stream *stream) noexcept nogil:
-    """Even while nothing can be written to it."""
-    cdef bint paused = stream.paused
-    stream.paused = False
-    mark_dirty(e, stream)
-    stream.paused = paused
 
 
 cdef inline void serve_stream(Engine *e, uint32_t number, uint32_t events, double now) noexcept nogil:

@@ -21,6 +21,7 @@ class Plane(RelayTable):
         requests_per_s: float = 0,
         stream_queue_bytes: int = 262144,
         gather_us: int = 0,
+        tls_record_per_message: bool = False,
         exchange: End | None = None,
     ) -> None:
         """The sockets come with `start`.
@@ -51,13 +52,13 @@ class Plane(RelayTable):
     def start_stream_relay(self, handle: int, worker: int, connection: int, user: int) -> None:
         """Let the relay serve a TCP or TLS connection, named by a number of the caller's."""
 
-    def receive(self) -> tuple[list[tuple[int, int, str, int, bytes]], list[tuple[int, bytes, bytes, bool]]]:
+    def receive(self) -> tuple[list[tuple[int, int, str, int, bytes]], list[tuple[int, bytes, bool]]]:
         """What waits for Python.
 
         Returns:
             Control messages of UDP clients: worker, listener, host, port, message. At most 64 per worker: call again
-            until there are none. And of stream clients: connection, its TLS records, whole messages for it, whether to
-            release it. An adopted TLS connection has both; one that Python has, messages, while it is not paused.
+            until there are none. And of stream clients: connection, whole messages for it if it is not adopted nor
+            paused, whether to release it.
         """
 
     def send_to_client(self, worker: int, listener: int, host: str, port: int, data: bytes) -> None:
@@ -70,7 +71,7 @@ class Plane(RelayTable):
         """Of a connection that Python has: output waits in the plane and is dropped, message by message, beyond the
         limit (T4)."""
 
-    def adopt_stream(self, worker: int, connection: int, fd: int, sealed: bool) -> bool:
+    def adopt_stream(self, worker: int, connection: int, fd: int, session: tuple[int, int, int] | None) -> bool:
         """Let the relay thread read and write a socket, until `release_stream`; the caller keeps it open so long.
 
         Data is relayed. When something else comes, or the end, `receive` says so.
@@ -79,24 +80,18 @@ class Plane(RelayTable):
             worker: of the connection.
             connection: its number.
             fd: non-blocking; between two messages.
-            sealed: TLS: records come by `receive` and go by `exchange_streams`.
+            session: of TLS, established, as `TlsStream.lend` gives it.
 
         Returns:
             False, with nothing changed, if no relay serves the connection or it cannot be watched.
         """
 
-    def release_stream(self, worker: int, connection: int) -> tuple[bytes, bytes, bytes]:
-        """Take the socket back: what the client said and nobody handled, its records behind that, bytes not yet sent.
+    def release_stream(self, worker: int, connection: int) -> tuple[bytes, bytes]:
+        """Take socket and session back: what the client said and nobody handled, bytes not yet sent. Of TLS, the session
+        may know more of the former, and messages for the client come by `receive`.
 
         Raises:
             KeyError: it is not adopted.
-        """
-
-    def exchange_streams(self, worker: int, exchanges: list[tuple[int, bytes, bytes]]) -> None:
-        """Of adopted TLS connections of this worker: number, what the client's records said, records for it.
-
-        Raises:
-            KeyError: one is not adopted.
         """
 
     def stalled_streams(self, seconds: float) -> list[int]:

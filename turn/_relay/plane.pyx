@@ -5,7 +5,7 @@ import os
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -15,11 +15,12 @@ from turn._relay.engine cimport (
     STREAM_READ_BYTES, UPCALLS, WAKE_MARK, Engine, Upcall, carry_out, epoll_create1, epoll_ctl, epoll_event,
     feed_stream, mark_dirty, monotonic, pthread_t, read, run, watch_stream, write, write_stream,
 )
-from turn._relay.stream cimport Buffer, Stream, append, consume, waiting
+from turn._relay.stream cimport Buffer, Stream, Tls, append, consume, waiting
 from turn._relay.table cimport (
     STREAM, TO_CONTROL, TO_PEER, Client, Outcome, Relay, RelayTable, Shard, forget_if_idle, stream_address,
     stream_client,
 )
+from turn._relay.tls cimport TlsFunctions, tls_transfer
 from wire._batch.exchange cimport End
 from wire._batch.udp cimport (
     AF_INET, AF_INET6, MSG_DONTWAIT, Address, Receiver, Socket, enable_gro, format_address, parse_address,
@@ -52,19 +53,31 @@ cdef enum:
     GATHER_US_MAX = 1000
 
 
+from turn.tls import function_address
+
+cdef TlsFunctions openssl
+openssl.read = <tls_transfer><uintptr_t>function_address("SSL_read")
+openssl.write = <tls_transfer><uintptr_t>function_address("SSL_write")
+openssl.take = <tls_transfer><uintptr_t>function_address("BIO_read")
+openssl.put = <tls_transfer><uintptr_t>function_address("BIO_write")
+openssl.get_error = <int (*)(void *, int) noexcept nogil><uintptr_t>function_address("SSL_get_error")
+openssl.clear_errors = <void (*)() noexcept nogil><uintptr_t>function_address("ERR_clear_error")
+
+
 @cython.no_gc  # no cycle leads through it; the collector would clear `exchange` before the threads have ended
 cdef class Plane(RelayTable):
     cdef Engine *engines
     cdef int notify
     cdef uint32_t stream_queue_max
     cdef int gather_us
+    cdef bint record_per_message
     cdef bint running
     cdef End exchange           # with another plane, or None; outlives the threads
     cdef bint joined            # and it has our inboxes open
 
     def __cinit__(
-        self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, int gather_us=0, End exchange=None,
-        **_,
+        self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, int gather_us=0,
+        bint tls_record_per_message=False, End exchange=None, **_,
     ):
         cdef int i
         if not 0 <= gather_us <= GATHER_US_MAX:
@@ -75,6 +88,7 @@ cdef class Plane(RelayTable):
             raise ValueError(f"an exchange for {exchange.threads} threads")
         self.exchange = exchange
         self.stream_queue_max = stream_queue_bytes
+        self.record_per_message = tls_record_per_message
         self.engines = <Engine *>calloc(workers, sizeof(Engine))
         if self.engines == NULL:
             raise MemoryError
@@ -112,6 +126,8 @@ cdef class Plane(RelayTable):
             e.generations = self.generations
             e.notify = self.notify
             e.stream_queue_max = self.stream_queue_max
+            e.openssl = openssl
+            e.record_per_message = self.record_per_message
             e.gather_us = self.gather_us
             e.listener_count = <int>len(listeners[i])
             e.listeners = <Socket *>calloc(e.listener_count + 1, sizeof(Socket))
@@ -239,8 +255,7 @@ cdef class Plane(RelayTable):
     def receive(self):
         """What waits for Python, at most 64 control messages per worker of it; call again until there are none.
 
-        ([(worker, listener, host, port, message)], [(connection, TLS records of the client, messages for it, whether to
-        take its socket back)])
+        ([(worker, listener, host, port, message)], [(connection, messages for it, whether to take its socket back)])
         """
         cdef int i
         cdef Upcall *u
@@ -263,11 +278,9 @@ cdef class Plane(RelayTable):
                 e.worker.shard.dirty = stream.next_dirty
                 stream.dirty = False
                 if stream.returned:
-                    streams.append((stream.number, b"", b"", True))
-                elif stream.fd < 0 or stream.sealed:
-                    streams.append((stream.number, taken(&stream.wire_in), b"" if stream.paused else taken(&stream.out), False))
-                    if stream.fd >= 0:
-                        watch_stream(e, stream, stream.watched | <uint32_t>EPOLLIN)
+                    streams.append((stream.number, b"", True))
+                elif stream.fd < 0 and not stream.paused:
+                    streams.append((stream.number, taken(&stream.out), False))
             self.unlock(i)
         return out, streams
 
@@ -326,13 +339,18 @@ cdef class Plane(RelayTable):
         if not paused:
             self.tell()
 
-    def adopt_stream(self, int worker, uint32_t connection, int fd, bint sealed):
+    def adopt_stream(self, int worker, uint32_t connection, int fd, tuple session):
         """Let the relay thread read and write the socket from now on. False: the connection has no relay here."""
         cdef Engine *e = &self.engines[worker]
         cdef Client *client
         cdef Stream *stream
         cdef epoll_event event
         cdef bint adopted = False
+        cdef void *ssl = NULL
+        cdef void *incoming = NULL
+        cdef void *outgoing = NULL
+        if session is not None:
+            ssl, incoming, outgoing = <void *><uintptr_t>session[0], <void *><uintptr_t>session[1], <void *><uintptr_t>session[2]
         with nogil:
             self.lock(worker)
         client = stream_client(&self.workers[worker].shard, connection)
@@ -343,7 +361,7 @@ cdef class Plane(RelayTable):
             if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &event) == 0:
                 adopted = True
                 stream.fd = fd
-                stream.sealed = sealed
+                stream.tls.ssl, stream.tls.incoming, stream.tls.outgoing = ssl, incoming, outgoing
                 stream.returned = stream.paused = False
                 stream.watched = event.events
                 if waiting(&stream.out):
@@ -354,7 +372,7 @@ cdef class Plane(RelayTable):
         return adopted
 
     def release_stream(self, int worker, uint32_t connection):
-        """Take the socket back: (what the client said and Python is to cut, its TLS records behind that, unsent bytes)."""
+        """Take the socket back: (what the client said and Python is to cut, unsent bytes)."""
         cdef Engine *e = &self.engines[worker]
         cdef Shard *s = &self.workers[worker].shard
         cdef Client *client
@@ -371,47 +389,14 @@ cdef class Plane(RelayTable):
             epoll_ctl(e.epoll, EPOLL_CTL_DEL, stream.fd, &event)
         stream.fd = -1
         stream.returned = stream.paused = False
-        left = taken(&stream.rest), taken(&stream.wire_in), taken(&stream.wire_out if stream.sealed else &stream.out)
+        left = taken(&stream.rest), taken(&stream.out if stream.tls.ssl == NULL else &stream.records)
+        memset(&stream.tls, 0, sizeof(Tls))
         if waiting(&stream.out):
             mark_dirty(e, stream)
         forget_if_idle(s, client)
         self.unlock(worker)
         self.tell()
         return left
-
-    def exchange_streams(self, int worker, list exchanges):
-        """Of adopted TLS connections: (number, what the client's records said, records to send)."""
-        cdef Engine *e = &self.engines[worker]
-        cdef Client *client
-        cdef Stream *stream
-        cdef bytes said, wire
-        cdef uint32_t number
-        cdef double now = monotonic()
-        cdef bint notify = False
-        with nogil:
-            self.lock(worker)
-        try:
-            for number, said, wire in exchanges:
-                client = stream_client(&self.workers[worker].shard, number)
-                if client == NULL or client.stream.fd < 0:
-                    raise KeyError("not adopted")
-                stream = client.stream
-                if wire:
-                    if not append(&stream.wire_out, PyBytes_AS_STRING(wire), <uint32_t>PyBytes_GET_SIZE(wire)):
-                        raise MemoryError
-                    if not stream.returned and not stream.watched & EPOLLOUT:
-                        write_stream(e, stream)
-                if said:
-                    if stream.returned:  # and the socket with it: what was said goes along
-                        append(&stream.rest, PyBytes_AS_STRING(said), <uint32_t>PyBytes_GET_SIZE(said))
-                    else:
-                        feed_stream(e, client, <const uint8_t *>PyBytes_AS_STRING(said), <int>PyBytes_GET_SIZE(said), now)
-                notify = notify or stream.dirty
-            sender_flush(&e.sender)
-        finally:
-            self.unlock(worker)
-        if notify:
-            self.tell()
 
     def stalled_streams(self, double seconds):
         """Adopted connections whose last message has been unfinished for longer."""

@@ -1,12 +1,12 @@
 """A TCP or TLS client's bytes, without its meaning: messages cut out of what it sends, whole messages queued for it (T1, T4).
 
 Who has the socket? At first, and whenever something else than data comes, Python does. In between a relay thread has it
-(`fd` ≥ 0): it reads, and what it cannot handle goes back to Python with the socket (`returned`). Of a TLS client
-(`sealed`) the thread moves the records and Python opens and seals them.
+(`fd` ≥ 0), and the client's TLS session (`tls`) with it: it reads, and what it cannot handle goes back to Python with the
+socket (`returned`).
 
 Memory: a stream is malloc'ed with its client, and its buffers only as long as something is in them: at most an
-unfinished message (64 KiB) and a read behind it, WIRE_MAX of records, and what is queued for the client within its limit.
-All of it is under the shard's lock.
+unfinished message (64 KiB) and a read behind it, what is queued for the client within its limit, and of that once more
+in records that its socket did not take. All of it is under the shard's lock.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -23,7 +23,6 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     FRAME_HEADER = 4            # of ChannelData; a STUN message's length is within as many
     FOREIGN = -1
-    WIRE_MAX = 128 * 1024       # TLS records waiting for Python; then the client waits
     KEEP_BYTES = 4096           # a buffer above this is freed once empty
 
 cdef struct Buffer:             # bytes from `at` to `size`
@@ -32,10 +31,15 @@ cdef struct Buffer:             # bytes from `at` to `size`
     uint32_t size
     uint32_t capacity
 
+cdef struct Tls:                # a session, Python's; see `tls.pxd`
+    void *ssl                   # NULL: the stream is plain
+    void *incoming              # memory BIO of records to open
+    void *outgoing              # of records to send
+
 cdef struct Stream:
     uint32_t number             # the connection's
     int fd                      # the relay thread has the socket; -1: Python has
-    bint sealed                 # TLS
+    Tls tls
     bint returned               # Python is to take the socket back
     uint32_t watched            # epoll events
     bint paused                 # Python has the socket, and it takes no more
@@ -47,8 +51,7 @@ cdef struct Stream:
     Buffer rest                 # an unfinished message; of a stream that was `returned`, all that Python is to cut
     uint32_t need               # bytes of the unfinished message, FRAME_HEADER while that is not known
     double since                # when it began to arrive
-    Buffer wire_in              # records
-    Buffer wire_out
+    Buffer records              # of TLS, that the socket did not take
 
 
 cdef inline uint32_t waiting(const Buffer *b) noexcept nogil:
@@ -95,8 +98,7 @@ cdef inline void stream_free(Stream *s) noexcept nogil:
     if s != NULL:
         release(&s.out)
         release(&s.rest)
-        release(&s.wire_in)
-        release(&s.wire_out)
+        release(&s.records)
         free(s)
 
 
@@ -110,6 +112,18 @@ cdef inline bint write_out(int fd, Buffer *b) noexcept nogil:
         return errno == EAGAIN or errno == EINTR
     consume(b, <uint32_t>n)
     return True
+
+
+cdef inline bint write_or_keep(int fd, const void *data, uint32_t size, Buffer *kept) noexcept nogil:
+    """To the socket, behind what was kept; what it does not take is kept. False: the connection is broken, or memory short."""
+    cdef ssize_t n = 0
+    if not waiting(kept):
+        n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if n < 0:
+            if errno != EAGAIN and errno != EINTR:
+                return False
+            n = 0
+    return <uint32_t>n == size or append(kept, <const uint8_t *>data + n, size - <uint32_t>n)
 
 
 cdef inline int message_size(const uint8_t *p) noexcept nogil:

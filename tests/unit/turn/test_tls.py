@@ -3,8 +3,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from OpenSSL import SSL
 
 from tests.support.turn_sockets import make_certificate
+from turn.errors import ConfigurationError, TlsError
 from turn.tls import TlsStream, server_context
 
 
@@ -33,13 +41,13 @@ class ClientSide:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+def context(tmp_path_factory: pytest.TempPathFactory) -> SSL.Context:
     certificate, key = make_certificate(tmp_path_factory.mktemp("tls"))
     return server_context(str(certificate), str(key))
 
 
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def client(request: pytest.FixtureRequest, context: ssl.SSLContext) -> ClientSide:
+def client(request: pytest.FixtureRequest, context: SSL.Context) -> ClientSide:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
@@ -80,8 +88,8 @@ class TestStream:
         assert client.server.finished
 
     @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\x16\x03\x01\xff\xff" + bytes(5)])
-    def test_what_is_not_tls_is_an_error_of_tls(self, context: ssl.SSLContext, garbage: bytes) -> None:
-        with pytest.raises(ssl.SSLError):
+    def test_what_is_not_tls_is_an_error_of_tls(self, context: SSL.Context, garbage: bytes) -> None:
+        with pytest.raises(TlsError):
             TlsStream(context).receive_data(garbage)
 
 
@@ -89,7 +97,19 @@ def test_files_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     (tmp_path / "other").mkdir()
     _, other = make_certificate(tmp_path / "other")
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(ConfigurationError):
         server_context(str(certificate), str(other))
-    with pytest.raises(OSError):
-        server_context(str(certificate), str(key) + ".missing")
+    with pytest.raises(ConfigurationError):
+        server_context(str(key), str(key))
+    for paths in ((str(certificate), str(key) + ".missing"), (str(certificate) + ".missing", str(key))):
+        with pytest.raises(FileNotFoundError):
+            server_context(*paths)
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    private = load_pem_private_key(key.read_bytes(), None)
+    encrypted = BestAvailableEncryption(b"secret")
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encrypted))
+    with pytest.raises(ConfigurationError, match="the certificate and its key cannot be used: Password"):
+        server_context(str(certificate), str(key))
