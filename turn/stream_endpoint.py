@@ -78,8 +78,7 @@ class StreamConnection:
         ):
             return
         self.read_raw(False)
-        session = None if self._tls is None else self._tls.lend()
-        self._adopted = self._endpoint.plane.adopt_stream(*self.origin, self._sock.fileno(), session)
+        self._adopted = self._endpoint.plane.adopt_stream(*self.origin, self._sock.fileno(), self._tls)
         if not self._adopted:
             self.read_raw(True)
 

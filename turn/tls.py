@@ -94,7 +94,7 @@ class TlsStream:
     def lend(self) -> tuple[int, int, int]:
         """Addresses of the session, of its incoming and of its outgoing memory buffer, for a relay thread.
 
-        Until that has given the socket back, nothing may be called here, and this object must be kept.
+        Until that has given the socket back, nothing else may be called here, and this object must be kept.
         """
         session = self._session
         lent = session._ssl, session._into_ssl, session._from_ssl

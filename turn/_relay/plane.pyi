@@ -4,6 +4,7 @@ readable."""
 from collections.abc import Sequence
 
 from turn._relay.table import RelayTable
+from turn.tls import TlsStream
 from wire._batch.exchange import End
 
 class Plane(RelayTable):
@@ -71,7 +72,7 @@ class Plane(RelayTable):
         """Of a connection that Python has: output waits in the plane and is dropped, message by message, beyond the
         limit (T4)."""
 
-    def adopt_stream(self, worker: int, connection: int, fd: int, session: tuple[int, int, int] | None) -> bool:
+    def adopt_stream(self, worker: int, connection: int, fd: int, session: TlsStream | None) -> bool:
         """Let the relay thread read and write a socket, until `release_stream`; the caller keeps it open so long.
 
         Data is relayed. When something else comes, or the end, `receive` says so.
@@ -80,7 +81,7 @@ class Plane(RelayTable):
             worker: of the connection.
             connection: its number.
             fd: non-blocking; between two messages.
-            session: of TLS, established, as `TlsStream.lend` gives it.
+            session: of TLS, established; nothing else may use it until `release_stream`.
 
         Returns:
             False, with nothing changed, if no relay serves the connection or it cannot be watched.

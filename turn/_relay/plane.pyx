@@ -74,6 +74,7 @@ cdef class Plane(RelayTable):
     cdef bint running
     cdef End exchange           # with another plane, or None; outlives the threads
     cdef bint joined            # and it has our inboxes open
+    cdef dict lent              # TLS sessions, by worker and connection: kept while a thread uses them
 
     def __cinit__(
         self, *, int relays_max, int workers=1, uint32_t stream_queue_bytes=262144, int gather_us=0,
@@ -87,6 +88,7 @@ cdef class Plane(RelayTable):
         if exchange is not None and exchange.threads != workers:
             raise ValueError(f"an exchange for {exchange.threads} threads")
         self.exchange = exchange
+        self.lent = {}
         self.stream_queue_max = stream_queue_bytes
         self.record_per_message = tls_record_per_message
         self.engines = <Engine *>calloc(workers, sizeof(Engine))
@@ -339,7 +341,7 @@ cdef class Plane(RelayTable):
         if not paused:
             self.tell()
 
-    def adopt_stream(self, int worker, uint32_t connection, int fd, tuple session):
+    def adopt_stream(self, int worker, uint32_t connection, int fd, session):
         """Let the relay thread read and write the socket from now on. False: the connection has no relay here."""
         cdef Engine *e = &self.engines[worker]
         cdef Client *client
@@ -350,7 +352,8 @@ cdef class Plane(RelayTable):
         cdef void *incoming = NULL
         cdef void *outgoing = NULL
         if session is not None:
-            ssl, incoming, outgoing = <void *><uintptr_t>session[0], <void *><uintptr_t>session[1], <void *><uintptr_t>session[2]
+            lent = session.lend()
+            ssl, incoming, outgoing = <void *><uintptr_t>lent[0], <void *><uintptr_t>lent[1], <void *><uintptr_t>lent[2]
         with nogil:
             self.lock(worker)
         client = stream_client(&self.workers[worker].shard, connection)
@@ -368,6 +371,7 @@ cdef class Plane(RelayTable):
                     write_stream(e, stream)
         self.unlock(worker)
         if adopted:
+            self.lent[worker, connection] = session
             self.tell()
         return adopted
 
@@ -395,6 +399,7 @@ cdef class Plane(RelayTable):
             mark_dirty(e, stream)
         forget_if_idle(s, client)
         self.unlock(worker)
+        del self.lent[worker, connection]
         self.tell()
         return left
 

@@ -1,8 +1,8 @@
 """A client's TLS in a relay thread: OpenSSL as `cryptography` bundles it, called by address without the GIL (T6).
 
-Ownership: `turn.tls.TlsStream` owns a session. It lends it with the socket, and does not touch it until it has the socket
-back: only one thread uses it at a time, under the shard's lock. The handshake is over by then, so that nothing here calls
-back into Python.
+Ownership: `turn.tls.TlsStream` owns a session, and the plane keeps that while a stream is adopted. Meanwhile Python does not
+touch it: only one thread uses it at a time, under the shard's lock. The handshake is over by then, so that nothing here
+calls back into Python.
 """
 
 from libc.stdint cimport uint32_t
