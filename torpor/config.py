@@ -150,9 +150,11 @@ class RelaySettings:
         4096, "Relays at once; each is a file descriptor; more: 508", least=1, most=1_000_000
     )
     allocations_per_user: int = setting(64, "Per credential; more: 486", least=1)
-    allocations_per_source: int = setting(256, "Per client address, maybe a whole office; more: 486", least=1)
+    allocations_per_source: int = setting(
+        256, "Per client IPv4 address, maybe a whole office, or IPv6 /64; more: 486", least=1
+    )
     connections_max: int = setting(4096, "TCP and TLS connections; more are closed at once", least=1, most=1_000_000)
-    connections_per_source: int = setting(256, "Per client address", least=1)
+    connections_per_source: int = setting(256, "Per client IPv4 address or IPv6 /64", least=1)
     peer_connections_max: int = setting(
         1024, "Connections of TCP relays with peers; each is a file descriptor; more: 508", least=1, most=1_000_000
     )

@@ -17,7 +17,7 @@ Where to look:
 | which peers may be reached | `policy.py` |
 | peers over TCP | `tcp_relays.py` and `connections.py` decide, `peer_endpoint.py` carries |
 | ports, reservations | `relaypool.py`, `relayports.py` |
-| lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py` |
+| lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py`; timers: `expiries.py` |
 | what happens per packet | `_relay/decide.pxd` (and `_reference.py`, its plain-Python twin), on `_relay/table.pxd` |
 | threads, batches, peers in this process, streams' data | `_relay/engine.pxd`, commands in `_relay/plane.pyx` |
 | TCP, TLS, their timeouts | `stream_endpoint.py`, `framing.py`, `tls.py`; `stream.pxd`, `tls.pxd` in `_relay` |

@@ -11,7 +11,7 @@ import base64
 import hmac
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from turn.allocation import Allocation, FiveTuple
 from turn.credentials import Credential, CredentialSource, KeyPair, StaticUsers
@@ -91,7 +91,7 @@ class Authenticated:
     """A request whose integrity holds."""
 
     credential: Credential
-    key: bytes
+    key: bytes = field(repr=False)
     """The key that fitted; the response is signed with it."""
     sha256: bool
     """Whether the response is signed with MESSAGE-INTEGRITY-SHA256 (I8)."""

@@ -67,6 +67,11 @@ class ChannelTable:
         """The bindings in force."""
         return [binding for binding in self._by_number.values() if now < binding.expires_at]
 
+    def forget_family(self, version: int) -> None:
+        """The relay that reached peers of IP `version` is gone."""
+        for binding in [b for b in self._by_number.values() if b.peer.ip.version == version]:
+            self._remove(binding)
+
     def _remove(self, binding: ChannelBinding) -> None:
         del self._by_number[binding.number]
         del self._by_peer[binding.peer]

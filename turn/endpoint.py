@@ -19,7 +19,7 @@ from OpenSSL import SSL
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple, Transport
 from turn.events import AllocationClosed, Event, PeerJoined
-from turn.limits import Quota
+from turn.limits import Quota, network_of
 from turn.peer_endpoint import PeerEndpoint
 from turn.relays import Origin, PlaneRelays, UdpOrigin
 from turn.server import TurnServer
@@ -358,7 +358,9 @@ class TurnEndpoint:
         """Counted before any handshake, so that the caps hold (X20)."""
         if (former := self._by_five_tuple.get(five_tuple)) is not None:
             former.end()
-        if len(self._connections) >= self._settings.connections_max or not self._per_source.take(five_tuple.client.ip):
+        if len(self._connections) >= self._settings.connections_max or not self._per_source.take(
+            network_of(five_tuple.client.ip)
+        ):
             self.counters["connections_refused"] += 1
             sock.close()
             return
@@ -377,7 +379,7 @@ class TurnEndpoint:
         del self._by_five_tuple[connection.five_tuple]
         if connection.peer is not None:
             self.peers.client_left(connection.peer)
-        self._per_source.release(connection.five_tuple.client.ip)
+        self._per_source.release(network_of(connection.five_tuple.client.ip))
         self._relays.origins.pop(connection.five_tuple, None)
         self._server.receive_disconnect(connection.five_tuple, self._clock())
         self._drain_events()

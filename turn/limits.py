@@ -55,6 +55,11 @@ class Pace:
         return self._free_at - now
 
 
+def network_of(source: IPAddress) -> tuple[int, int]:
+    """What counts as one source: an IPv4 address, or the /64 of an IPv6 one, of which a host has every address."""
+    return source.version, int(source) if source.version == 4 else int(source) >> 64
+
+
 class SourceLimiter:
     """A token bucket per source network (IPv4 address or IPv6 /64) in a table of fixed size (X11).
 
@@ -70,8 +75,7 @@ class SourceLimiter:
 
     def take(self, source: IPAddress, now: float) -> bool:
         """Whether one more answer may go to `source`."""
-        network = int(source) if source.version == 4 else int(source) >> 64
-        slot = hash((self._seed, source.version, network)) % _SOURCE_SLOTS
+        slot = hash((self._seed, network_of(source))) % _SOURCE_SLOTS
         bucket = self._slots[slot]
         if bucket is None:
             bucket = self._slots[slot] = TokenBucket(self._rate, self._burst, now)

@@ -20,6 +20,9 @@ from turn.usage import RelayUsage
 from wire.stun import IPAddress, TransportAddress
 
 RESERVATION_LIFETIME = 30.0  # A15
+RESERVATIONS_MAX = 256
+"""At once. Each is a socket beside those of the allocations, which no quota counts (X13)."""
+RESERVATIONS_PER_IDENTITY = 16
 _OPEN_ATTEMPTS = 9  # A22: another process holds a port now and then, not nine in a row
 
 
@@ -38,6 +41,7 @@ class _Reservation:
     """A held odd port, waiting for its token."""
 
     username: str
+    identity: str
     handle: int
     local: TransportAddress
     expires_at: float
@@ -166,19 +170,29 @@ class RelayPool:
 
     # Reservations.
 
-    def reserve(self, undo: ExitStack, relay: Relay, username: str, now: float) -> bytes:
+    def reserve(self, undo: ExitStack, relay: Relay, username: str, identity: str, now: float) -> bytes:
         """Hold the port above `relay`'s for 30 s and return its token (A15).
 
+        Args:
+            undo: gives it back.
+            relay: whose neighbour.
+            username: who may claim it.
+            identity: who is to answer for it.
+            now: monotonic clock, in seconds.
+
         Raises:
-            StunRefusal: 508 when that port cannot be bound.
+            StunRefusal: 508 when that port cannot be bound, or enough are held.
         """
+        held = [reservation.identity for reservation in self._reservations.values()]
+        if len(held) >= RESERVATIONS_MAX or held.count(identity) >= RESERVATIONS_PER_IDENTITY:
+            raise StunRefusal(508)
         local = TransportAddress(relay.local.ip, relay.local.port + 1)
         handle = self._plane.open_relay(local)
         if handle is None:
             raise StunRefusal(508)
         self._addresses[relay.version].pool.take(local.port)
         token = self._token_bytes(8)
-        self._reservations[token] = _Reservation(username, handle, local, now + RESERVATION_LIFETIME)
+        self._reservations[token] = _Reservation(username, identity, handle, local, now + RESERVATION_LIFETIME)
         undo.callback(self._release, token)
         return token
 

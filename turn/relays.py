@@ -8,6 +8,7 @@ from typing import NamedTuple
 from turn._relay.plane import Plane
 from turn.allocation import FiveTuple
 from turn.channel import CHANNEL_MAX, CHANNEL_MAX_RFC5766
+from turn.relaypool import RESERVATIONS_MAX
 from turn.settings import TurnSettings
 from turn.usage import RelayUsage
 from wire.exchange import End
@@ -99,8 +100,7 @@ def make_plane(settings: TurnSettings, families: int, exchange: End | None) -> P
         exchange: with a plane of this process that relays may reach in memory.
     """
     return Plane(
-        # Reservations hold sockets too: at most one beside each allocation, in practice few.
-        relays_max=settings.allocations_max * families + min(settings.allocations_max, 256),
+        relays_max=settings.allocations_max * families + RESERVATIONS_MAX,
         workers=settings.threads,
         channel_max=CHANNEL_MAX_RFC5766 if settings.rfc5766_channel_numbers else CHANNEL_MAX,
         allocation_bps=settings.allocation_bps_max,

@@ -1,15 +1,16 @@
 """Credentials that were revoked before they expired: in memory and, with a file, across restarts.
 
 Only digests are kept: a name may hold a custom identifier. The file is append-only, one `expiry digest` per line,
-synced before a revocation is confirmed; it is rewritten without the expired ones when it is loaded.
+synced before a revocation is confirmed; it is rewritten without the expired ones when it is loaded, and after a write
+that failed, which may have left half a line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
 
 
 class Revocations:
@@ -18,6 +19,8 @@ class Revocations:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._until: dict[str, float] = {}
+        self._unsaved = False
+        """The last write failed: the file lacks some, and may end in half a line."""
 
     def load(self, unix_time: float) -> None:
         """Read the file, if there is one, and drop what has expired from it.
@@ -34,35 +37,39 @@ class Revocations:
             if expiry.isdecimal() and len(digest) == 64:
                 self._until[digest] = float(expiry)
         self._forget(unix_time)
-        fresh = self._path.with_name(self._path.name + ".new")
-        with _open_private(fresh, os.O_TRUNC) as file:
-            file.writelines(f"{until:.0f} {digest}\n" for digest, until in self._until.items())
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        self._rewrite(self._path)
 
     def add(self, username: str, expires_at: float, unix_time: float) -> None:
         """Revoke `username`; in force at once, and on disk when this returns.
 
         Raises:
-            OSError: the file cannot be written; the revocation is in force until a restart.
+            OSError: the file cannot be written; the revocation is in force until a restart, or until
+                the next is added, which writes both.
         """
         self._forget(unix_time)
         digest = _digest(username)
-        if expires_at <= unix_time or digest in self._until:
+        if expires_at <= unix_time or (digest in self._until and not self._unsaved):
             return
         self._until[digest] = expires_at
-        if self._path is not None:
-            with _open_private(self._path, os.O_APPEND) as file:
-                file.write(f"{expires_at:.0f} {digest}\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if self._path is None:
+            return
+        whole, self._unsaved = self._unsaved, True
+        if whole:
+            self._rewrite(self._path)
+        else:
+            _write(self._path, os.O_APPEND, [_line(digest, expires_at)])
+        self._unsaved = False
 
     def __contains__(self, username: str) -> bool:
         return bool(self._until) and _digest(username) in self._until
 
     def __len__(self) -> int:
         return len(self._until)
+
+    def _rewrite(self, path: Path) -> None:
+        fresh = path.with_name(path.name + ".new")
+        _write(fresh, os.O_TRUNC, (_line(digest, until) for digest, until in self._until.items()))
+        fresh.replace(path)
 
     def _forget(self, unix_time: float) -> None:
         self._until = {digest: until for digest, until in self._until.items() if until > unix_time}
@@ -72,5 +79,12 @@ def _digest(username: str) -> str:
     return hashlib.sha256(username.encode()).hexdigest()
 
 
-def _open_private(path: Path, how: int) -> TextIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600), "w")
+def _line(digest: str, until: float) -> str:
+    return f"{until:.0f} {digest}\n"
+
+
+def _write(path: Path, how: int, lines: Iterable[str]) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600), "w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())

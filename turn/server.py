@@ -13,9 +13,7 @@ section; a row id of the rule table stands beside each check.
 
 from __future__ import annotations
 
-import heapq
 import logging
-import math
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -30,7 +28,8 @@ from turn.channel import CHANNEL_LIFETIME, CHANNEL_MAX, CHANNEL_MAX_RFC5766, CHA
 from turn.connections import PeerConnection
 from turn.errors import StunRefusal
 from turn.events import AllocationClosed, AllocationCreated, CredentialWanted, Event, PeerJoined
-from turn.limits import Quota, SourceLimiter, TokenBucket
+from turn.expiries import ExpiryQueue
+from turn.limits import Quota, SourceLimiter, TokenBucket, network_of
 from turn.lookup import LookupPending, WaitingRoom
 from turn.permission import PERMISSION_LIFETIME
 from turn.policy import PeerPolicy, Verdict
@@ -47,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 TRANSACTION_LIFETIME = 40.0  # S14
 TRANSACTIONS_MAX = 8192
+REQUEST_BYTES_MAX = 4096
+"""None of ours comes near it; bounds what a request that waits can hold (S12)."""
 _SMALLEST_ALLOCATE_BYTES = 28  # X10: header and REQUESTED-TRANSPORT
 _UDP_PROTOCOL, _TCP_PROTOCOL = 17, 6
 _FAMILIES = {1: 4, 2: 6}
@@ -133,8 +134,7 @@ class TurnServer:
         self._tcp = TcpRelays(tcp, self._pool, settings, self.counters, lambda: int.from_bytes(token_bytes(4), "big"))
         self._handlers = self._HANDLERS | self._TCP_HANDLERS if self._tcp.offered else self._HANDLERS
         self._allocations: dict[FiveTuple, Allocation] = {}
-        self._expiries: list[tuple[float, int, FiveTuple]] = []
-        self._sequence = 0
+        self._expiries = ExpiryQueue()
         self._transactions: OrderedDict[tuple[FiveTuple, bytes], tuple[float, bytes]] = OrderedDict()
         self._user_quota = Quota(settings.allocations_per_user)
         self._source_quota = Quota(settings.allocations_per_source)
@@ -156,6 +156,8 @@ class TurnServer:
             now: monotonic clock, in seconds.
         """
         try:
+            if len(data) > REQUEST_BYTES_MAX:
+                raise StunError("too large")
             message = stun.parse(data)
         except StunError:
             self.counters["malformed"] += 1
@@ -212,16 +214,8 @@ class TurnServer:
 
     def handle_timeout(self, now: float) -> None:
         """End what has expired. Call when `next_timeout` has come; earlier or later does no harm."""
-        while self._expiries and self._expiries[0][0] <= now:
-            due, _, five_tuple = heapq.heappop(self._expiries)
-            allocation = self._allocations.get(five_tuple)
-            if allocation is None:
-                continue
-            if allocation.scheduled_at == due:
-                allocation.scheduled_at = math.inf
+        for allocation in self._expiries.due(now):
             self._expire(allocation, now)
-            if five_tuple in self._allocations:
-                self._schedule(allocation)
         self._pool.handle_timeout(now)
         for connection in self._tcp.expired(now):
             self._connect_failed(connection, now)
@@ -282,10 +276,8 @@ class TurnServer:
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do."""
         times = []
-        dues = (self._pool.next_timeout(), self._waiting.next_timeout(), self._tcp.next_timeout())
-        times += [due for due in dues if due is not None]
-        if self._expiries:
-            times.append(self._expiries[0][0])
+        parts = (self._expiries, self._pool, self._waiting, self._tcp)
+        times += [due for part in parts if (due := part.next_timeout()) is not None]
         if self._transactions:
             times.append(next(iter(self._transactions.values()))[0])
         return min(times, default=None)
@@ -437,7 +429,7 @@ class TurnServer:
             if family is not None and family >> 24 not in _FAMILIES:
                 raise StunRefusal(440)  # A9
         first = 4 if requested is None else _FAMILIES[requested >> 24]
-        if token is None and not self._pool.has_family(first):
+        if token is None and additional is None and not self._pool.has_family(first):
             raise StunRefusal(440)  # A9, A10
 
         seconds_left = self._authenticator.seconds_left(auth.credential)
@@ -447,14 +439,15 @@ class TurnServer:
             ends_at = now + max(seconds_left, grace)
         expires_at = self._expiry(lifetime, ends_at, now)
         identity = auth.credential.quota_identity or f"{auth.credential.username}|{five_tuple.client.ip}"
+        network = network_of(five_tuple.client.ip)
 
         with ExitStack() as undo:  # A24: whatever was taken is given back unless everything succeeds
             if not self._user_quota.take(identity):
                 raise StunRefusal(486)  # A17
             undo.callback(self._user_quota.release, identity)
-            if not self._source_quota.take(five_tuple.client.ip):
+            if not self._source_quota.take(network):
                 raise StunRefusal(486)  # X13
-            undo.callback(self._source_quota.release, five_tuple.client.ip)
+            undo.callback(self._source_quota.release, network)
             if len(self._allocations) >= self._settings.allocations_max:
                 raise StunRefusal(508)  # A18
             self._check_admission(five_tuple)
@@ -463,19 +456,21 @@ class TurnServer:
             if token is not None:
                 relays.append(self._pool.claim(undo, token, expires_at))
             else:
-                relays.append(
-                    self._pool.open(undo, first, expires_at, even=even_port is not None, pair=reserve, tcp=tcp)
-                )
-                if reserve:
-                    answer.append(
-                        (Attr.RESERVATION_TOKEN, self._pool.reserve(undo, relays[0], auth.credential.username, now))
-                    )
-                if additional is not None:
+                for version in (first,) if additional is None else (4, 6):
                     try:
-                        relays.append(self._pool.open(undo, 6, expires_at))
+                        relays.append(
+                            self._pool.open(
+                                undo, version, expires_at, even=even_port is not None, pair=reserve, tcp=tcp
+                            )
+                        )
                     except StunRefusal as refusal:  # A13
-                        failure = bytes((2, 0)) + stun.error_code(refusal.code)[2:]
-                        answer.append((Attr.ADDRESS_ERROR_CODE, failure))
+                        if additional is None or (version == 6 and not relays):
+                            raise
+                        head = bytes((1 if version == 4 else 2, 0))
+                        answer.append((Attr.ADDRESS_ERROR_CODE, head + stun.error_code(refusal.code)[2:]))
+                if reserve:
+                    held = self._pool.reserve(undo, relays[0], auth.credential.username, identity, now)
+                    answer.append((Attr.RESERVATION_TOKEN, held))
             allocation = Allocation(
                 five_tuple,
                 auth.credential,
@@ -492,7 +487,7 @@ class TurnServer:
         self._allocations[five_tuple] = allocation
         if tcp:
             self._tcp.opened(allocation)
-        self._schedule(allocation)
+        self._expiries.schedule(allocation)
         for relay in relays:
             self._pool.announce(relay)
         relayed = tuple(relay.external for relay in relays)
@@ -521,7 +516,7 @@ class TurnServer:
         expires_at = self._expiry(lifetime, allocation.ends_at, now)
         for relay in relays:
             relay.expires_at = expires_at
-        self._schedule(allocation)
+        self._expiries.schedule(allocation)
         return [(Attr.LIFETIME, stun.uint32(round(expires_at - now)))]  # RF2
 
     def _create_permission(
@@ -643,14 +638,6 @@ class TurnServer:
 
     # Ends.
 
-    def _schedule(self, allocation: Allocation) -> None:
-        """Keep one entry in the heap that is not later than the next expiry; a renewal moves it when it comes due."""
-        soonest = min(relay.expires_at for relay in allocation.relays)
-        if soonest < allocation.scheduled_at:
-            self._sequence += 1
-            heapq.heappush(self._expiries, (soonest, self._sequence, allocation.five_tuple))
-            allocation.scheduled_at = soonest
-
     def _expire(self, allocation: Allocation, now: float) -> None:
         expired = [relay for relay in allocation.relays if relay.expires_at <= now]
         if len(expired) == len(allocation.relays):
@@ -658,20 +645,23 @@ class TurnServer:
             self._close(allocation, CloseReason.CREDENTIAL_ENDED if ended else CloseReason.EXPIRED)
             return
         self._drop(allocation, expired)
+        self._expiries.schedule(allocation)
 
     def _drop(self, allocation: Allocation, relays: list[Relay]) -> None:
         """Close some of its relays; at least one stays."""
         for relay in relays:
             allocation.relays.remove(relay)
+            allocation.channels.forget_family(relay.version)
             allocation.carried = add(allocation.carried, self._pool.close(relay))
 
     def _close(self, allocation: Allocation, reason: CloseReason) -> None:
         del self._allocations[allocation.five_tuple]
+        self._expiries.forget(allocation)
         if allocation.tcp:
             self._tcp.closed(allocation)
         usage = add(allocation.carried, *(self._pool.close(relay) for relay in allocation.relays))
         self._user_quota.release(allocation.quota_identity)
-        self._source_quota.release(allocation.five_tuple.client.ip)
+        self._source_quota.release(network_of(allocation.five_tuple.client.ip))
         self._events.append(AllocationClosed(allocation.five_tuple, allocation.username, reason, usage))
 
 

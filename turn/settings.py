@@ -88,7 +88,7 @@ class TurnSettings:
     allocations_per_user: int = 64
     """486 beyond (A17)."""
     allocations_per_source: int = 256
-    """Per client IP address, which may be a whole office."""
+    """Per client IPv4 address, which may be a whole office, or IPv6 /64."""
     permissions_max: int = 64
     """Per relayed address; 508 beyond (X14)."""
     channels_max: int = 64
@@ -119,6 +119,7 @@ class TurnSettings:
     connections_max: int = 4096
     """TCP and TLS connections."""
     connections_per_source: int = 256
+    """As above."""
     peer_connections_max: int = 1024
     """Of all TCP relays at once; each is a descriptor."""
     peer_connections_per_allocation: int = 32
@@ -147,6 +148,8 @@ class TurnSettings:
             raise ConfigurationError("tls_certificate and tls_key belong together")
         if not self.listen_addresses:
             raise ConfigurationError("listen_addresses: at least one")
+        if not (self.udp or self.tcp or self.tls_certificate):
+            raise ConfigurationError("udp, tcp and tls_certificate: neither UDP nor TCP nor TLS is left")
         if not 0 < self.channels_max <= 1024 or not 0 < self.permissions_max <= 1024:
             raise ConfigurationError("channels_max and permissions_max: 1 to 1024")
         if not 600 <= self.lifetime_max <= 86400:

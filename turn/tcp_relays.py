@@ -102,9 +102,10 @@ class TcpRelays:
 
     def control_of(self, message: Message) -> FiveTuple | None:
         """Clients such as coturn's send a ConnectionBind with the nonce of their control connection."""
-        if message.method != Method.CONNECTION_BIND or (number := message.uint(Attr.CONNECTION_ID)) is None:
+        number = message.get(Attr.CONNECTION_ID) if message.method == Method.CONNECTION_BIND else None
+        if number is None:
             return None
-        connection = self._connections.get(number)
+        connection = self._connections.get(int.from_bytes(number, "big"))  # its size is judged after authentication
         return None if connection is None else connection.owner
 
     # Peers.

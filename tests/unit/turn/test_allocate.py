@@ -21,6 +21,7 @@ from turn._reference import Dropped, ToPeer
 from turn.allocation import CloseReason, Transport
 from turn.errors import ConfigurationError
 from turn.events import AllocationClosed, AllocationCreated
+from turn.relaypool import RESERVATIONS_PER_IDENTITY
 from turn.relayports import PortPool
 from turn.server import Redirect
 from wire import stun
@@ -111,6 +112,15 @@ class TestChecksInOrder:
         assert len(relayed(answer)) == 1
         assert answer.get(Attr.ADDRESS_ERROR_CODE) == bytes((2, 0, 4, 40))
 
+    def test_a13_either_family_may_be_the_one(self) -> None:
+        harness = Harness(ipv6=True, ports=(50000, 50000))
+        harness.pools[0].take(50000)
+        answer = Client(harness).allocate((Attr.ADDITIONAL_ADDRESS_FAMILY, IPV6))
+        assert [relay.ip for relay in relayed(answer)] == [RELAY_IPV6]
+        assert answer.get(Attr.ADDRESS_ERROR_CODE) == bytes((1, 0, 5, 8))
+        assert code(Client(harness).allocate((Attr.ADDITIONAL_ADDRESS_FAMILY, IPV6))) == 508
+        harness.close()
+
     def test_a14_even_port_is_even_and_its_neighbour_stays_free(self) -> None:
         """GHSA-847g-qmc6-6m4r leaked a port each time."""
         harness = Harness(ports=(50000, 50003))
@@ -135,6 +145,19 @@ class TestChecksInOrder:
         harness.advance(2)
         assert relayed(Client(harness).allocate())[0].port == 50001
 
+    def test_a15_x13_nobody_hoards_ports_by_reserving_them(self) -> None:
+        harness = Harness()
+        client, other = Client(harness), Client(harness, "bob")
+        asked = []
+        for _ in range(RESERVATIONS_PER_IDENTITY + 1):
+            asked.append(code(client.allocate((Attr.EVEN_PORT, RESERVE))))
+            client.refresh(0)
+        assert asked == [0] * RESERVATIONS_PER_IDENTITY + [508]
+        assert code(other.allocate((Attr.EVEN_PORT, RESERVE))) == 0
+        harness.advance(31)
+        assert code(client.allocate((Attr.EVEN_PORT, RESERVE))) == 0
+        harness.close()
+
     @pytest.mark.parametrize("transport", Transport)
     def test_a16_a_token_works_from_another_five_tuple_of_the_same_user_only(self, transport: Transport) -> None:
         harness = Harness()
@@ -157,6 +180,15 @@ class TestChecksInOrder:
         harness = Harness(allocations_per_source=2)
         assert [code(Client(harness).allocate()) for _ in range(3)] == [0, 0, 486]
         assert code(Client(harness, host="9.9.9.8").allocate()) == 0
+
+    def test_x13_one_ipv6_network_is_one_source(self) -> None:
+        harness = Harness(allocations_per_source=2)
+        hosts = ["2620:fe::1", "2620:fe::2", "2620:fe::3", "2620:fe:0:1::1"]
+        clients = [Client(harness, host=host) for host in hosts]
+        assert [code(client.allocate()) for client in clients] == [0, 0, 486, 0]
+        clients[0].refresh(0)
+        assert code(clients[2].allocate()) == 0
+        harness.close()
 
     def test_a18_no_port_left_is_508(self) -> None:
         harness = Harness(ports=(50000, 50000))
@@ -383,6 +415,20 @@ class TestExpiry:
             harness.advance(1)
             assert code(client.refresh(600 if n % 2 else 3600)) in (0, 438)
         assert len(harness.server._expiries) < 10
+
+    def test_x14_allocations_that_come_and_go_leave_no_timers(self) -> None:
+        harness = Harness()
+        client = Client(harness)
+        for _ in range(500):
+            assert code(client.allocate((Attr.LIFETIME, stun.uint32(3600)))) == 0
+            assert code(client.refresh(0)) == 0
+        staying = [Client(harness, host=f"9.9.8.{n}") for n in range(50)]
+        for one in staying:
+            assert code(one.allocate()) == 0
+        assert len(harness.server._expiries) < 200
+        harness.advance(601)
+        assert harness.server.live_counts()["allocations"] == 0
+        harness.close()
 
 
 class TestRedirect:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turn.interfaces import parse_fib_trie, parse_if_inet6
-from turn.limits import Pace, Quota, SourceLimiter, TokenBucket
+from turn.limits import Pace, Quota, SourceLimiter, TokenBucket, network_of
 from turn.relayports import PortPool
 
 
@@ -56,6 +56,13 @@ class TestSourceLimiter:
         limiter = SourceLimiter(1.0, 1.0)
         assert limiter.take(ip_address("2620:fe::1"), 0.0)
         assert not limiter.take(ip_address("2620:fe::2"), 0.0)
+
+
+def test_one_source_is_an_ipv4_address_or_an_ipv6_network() -> None:
+    networks = [network_of(ip_address(host)) for host in ("8.8.8.8", "8.8.8.9", "2620:fe::1", "2620:fe::2")]
+    assert networks[0] != networks[1]
+    assert networks[2] == networks[3]
+    assert network_of(ip_address("0.0.0.1")) != network_of(ip_address("::1:0:0:0:0"))
 
 
 class TestQuota:

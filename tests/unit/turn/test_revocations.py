@@ -63,6 +63,23 @@ def test_a_file_that_cannot_be_written_is_told_and_the_revocation_still_counts(t
     assert "name" in revocations
 
 
+def test_what_could_not_be_written_is_written_with_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    path = folder / "revoked"
+    revocations = Revocations(path)
+    with pytest.raises(OSError):
+        revocations.add("name", NOW + 60, NOW)
+    with pytest.raises(OSError):  # asking again is no success either
+        revocations.add("name", NOW + 60, NOW)
+    folder.mkdir()
+    path.write_text("1800000060 abc")  # half a line, as a full disk leaves it
+    revocations.add("other", NOW + 60, NOW)
+    revocations.add("third", NOW + 60, NOW)
+    again = Revocations(path)
+    again.load(NOW)
+    assert ("name" in again, "other" in again, "third" in again, len(again)) == (True, True, True, 3)
+
+
 async def test_the_service_keeps_them(tmp_path: Path) -> None:
     options = {"credential_secret": "s" * 16, "keys": {"k": "t"}, "revocations_file": tmp_path / "revoked"}
     async with serving(**options) as service:

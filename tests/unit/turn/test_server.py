@@ -22,6 +22,7 @@ from tests.support.turn_harness import (
 from turn._reference import Dropped, ToClient, ToPeer
 from turn.allocation import FiveTuple, Transport
 from turn.policy import PeerPolicy
+from turn.server import REQUEST_BYTES_MAX
 from wire import stun
 from wire.stun import Attr, MessageClass, Method, TransportAddress
 
@@ -54,6 +55,14 @@ class TestWireFormat:
     def test_s1_s11_what_is_not_stun_is_dropped_and_counted(self, data: bytes) -> None:
         harness = Harness()
         assert harness.receive(data, udp()) is None
+        assert harness.server.counters["malformed"] == 1
+
+    def test_s12_a_request_of_any_size_that_none_needs_is_dropped(self) -> None:
+        harness = Harness()
+        client = Client(harness)
+        filler = (0x8999, bytes(REQUEST_BYTES_MAX - 400))
+        assert code(client.allocate(filler)) == 0
+        assert client.send(client.build(Method.REFRESH, filler, (0x8999, bytes(400)))) is None
         assert harness.server.counters["malformed"] == 1
 
     def test_s4_of_a_repeated_attribute_the_first_counts(self) -> None:
@@ -251,9 +260,11 @@ class TestRefresh:
         client = Client(harness)
         client.allocate((Attr.ADDITIONAL_ADDRESS_FAMILY, IPV6))
         client.permit(PEER, PEER_V6)
+        client.bind(0x4000, PEER_V6)
         assert code(client.refresh(0, (Attr.REQUESTED_ADDRESS_FAMILY, IPV6))) == 0
         assert isinstance(client.send_indication(PEER, b"x"), ToPeer)
         assert client.send_indication(PEER_V6, b"x") == Dropped("no_permission")
+        assert code(client.bind(0x4000, PEER)) == 0
         other = Client(harness)
         other.allocate((Attr.ADDITIONAL_ADDRESS_FAMILY, IPV6))
         assert code(other.refresh(3600, (Attr.REQUESTED_ADDRESS_FAMILY, IPV6))) == 0

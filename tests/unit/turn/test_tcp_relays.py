@@ -322,10 +322,11 @@ class TestConnectionBind:
         (number,) = harness.peers.called
         assert code(TcpClient(harness).bind_connection(number)) == 400
 
-    def test_tc4_without_credentials_it_is_401(self, harness: Harness, client: TcpClient) -> None:
-        number = connected(harness, client)
+    @pytest.mark.parametrize("well_formed", [True, False])
+    def test_tc4_s8_without_credentials_it_is_401(self, harness: Harness, client: TcpClient, well_formed: bool) -> None:
+        number = stun.uint32(connected(harness, client)) if well_formed else b"12"
         request = stun.serialize(
-            Method.CONNECTION_BIND, MessageClass.REQUEST, bytes(range(12)), [(Attr.CONNECTION_ID, stun.uint32(number))]
+            Method.CONNECTION_BIND, MessageClass.REQUEST, bytes(range(12)), [(Attr.CONNECTION_ID, number)]
         )
         assert code(TcpClient(harness).send(request)) == 401
 
