@@ -86,6 +86,7 @@ MEDIA_COUNTERS: Mapping[str, str] = {
     "rtcp_out": "RTCP packets sent.",
     "nacks_out": "Packets asked of publishers again.",
     "keyframe_requests_out": "Key frames asked of publishers.",
+    "keyframe_wait_seconds": "Whole seconds that subscriptions waited for a key frame of a layer that sends.",
     "crossed": "Packets handed from one forwarding thread to another.",
     "batches": "Receive calls that returned datagrams.",
     "wakeups": "Times a forwarding thread woke.",

@@ -47,9 +47,10 @@ what is needed to rebuild it bit by bit), or not at all.
 
 **Memory.** An idle transport: its struct (about 2 KiB), a tuple entry, two libsrtp sessions; no timer. A layer that
 somebody consumes gets cache pages: 256 packets and 320 KiB (audio 64 and 8 KiB), doubled while packets would be
-overwritten before their age (2 s, audio 1 s), up to 8192 packets, within `cache_bytes_max` for all. A forwarder:
-about 3 KiB and a ledger of 256 to 8192 entries of 48 bytes, doubled likewise. Per thread: 4 MiB to receive into, 512
-KiB arena, the upcall rings. On the packet path nothing is allocated, but for the first packet of an SSRC.
+overwritten before their age (2 s, audio 1 s), up to 8192 packets, within `cache_bytes_max` for all; several threads get
+the first pages beyond it too, because packets go from one to another through them. A forwarder: about 3 KiB and a
+ledger of 256 to 8192 entries of 48 bytes, doubled likewise. Per thread: 4 MiB to receive into, 512 KiB arena, the
+upcall rings. On the packet path nothing is allocated, but for the first packet of an SSRC.
 
 **Drops** are counters with a reason (`drop_<reason>` of `Plane.stats`), never an exception or a log line.
 

@@ -11,10 +11,9 @@ from sfu._dataplane.graph cimport (
     DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX, Fanout, Forwarder, Job,
     Source, SourceClock, Stream, Thread, Track,
 )
-from sfu._dataplane.keyframe cimport C_OPAQUE
-from sfu._dataplane.keyframes cimport want_keyframe
+from sfu._dataplane.keyframes cimport KEYFRAME_RETRY, want_keyframe
 from sfu._dataplane.ledger cimport Sent, ledger_find, ledger_sent
-from sfu._dataplane.machine cimport next_random, prefetch
+from sfu._dataplane.machine cimport load_i64, next_random, prefetch
 from sfu._dataplane.ops cimport clock_read, count_drop, list_add, list_remove, schedule
 from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, write_packet, write_padding_packet
 from sfu._dataplane.sequence cimport map_drop, map_forward, map_switch
@@ -85,6 +84,8 @@ cdef inline void set_next_stream(Thread *t, Forwarder *f, Stream *s) noexcept no
     cdef Stream *old = f.next.stream
     f.next.stream = s
     f.skipped_keyframe = 0
+    if old != s:
+        f.waited_until = 0
     if s != NULL:
         list_add(&s.fanout[t.index].forwarders, f)
     if old != s:
@@ -199,7 +200,7 @@ cdef inline bint join_timestamps(Thread *t, Forwarder *f, Stream *s, const Job *
 cdef inline bint switch_source(Thread *t, Forwarder *f, Stream *s, const Job *job) noexcept nogil:
     """SW-1 to SW-3: the first packet of the new source is here. False: not yet."""
     cdef Source old
-    if f.video and not (job.keyframe or (s.codec == C_OPAQUE and job.frame_start)):
+    if f.video and not job.keyframe:
         return False
     if job.padding_only:
         return False
@@ -216,6 +217,7 @@ cdef inline bint switch_source(Thread *t, Forwarder *f, Stream *s, const Job *jo
             list_remove(&old.track.members[t.index], f)
     f.current.epoch = job.epoch
     f.skipped_keyframe = 0
+    f.waited_until = 0
     map_switch(&f.map, job.ext_seq, f.video and f.started and not f.last_marker)
     f.stay = <uint8_t>(f.stay + 1)
     f.recent[f.stay & (RECENT_SOURCES - 1)] = s.id
@@ -223,6 +225,21 @@ cdef inline bint switch_source(Thread *t, Forwarder *f, Stream *s, const Job *jo
     f.last_stream = s.id
     f.last_clock_rate = s.clock_rate if s.clock_rate else 90000
     return True
+
+
+cdef inline void await_keyframe(Thread *t, Forwarder *f, Stream *s) noexcept nogil:
+    """The source that `f` waits for sends, but no key frame: book the wait, and ask anew when nobody asks any more.
+
+    Asking ends at the first packet of a key frame, which may be lost between threads as the request may be, and after
+    30 s (KF-2).
+    """
+    if f.waited_until == 0:
+        f.waited_until = t.now
+    elif t.now - f.waited_until >= KEYFRAME_RETRY:
+        f.waited_until = t.now
+        t.counters.keyframe_wait_seconds += 1
+        if load_i64(&s.need_since) == 0:
+            want_keyframe(t, s)
 
 
 # -- one packet --------------------------------------------------------------------------------------------------------
@@ -259,6 +276,8 @@ cdef inline void forward(Thread *t, Stream *s, Forwarder *f, const Job *job) noe
         if f.current.stream == s and f.next.stream != s and <int32_t>(job.epoch - f.current.epoch) < 0:
             return
         if not switch_source(t, f, s, job):
+            if f.video:
+                await_keyframe(t, f, s)
             return
     payload_type = f.current.payload_types[job.view.payload_type]
     filler = job.padding_only or payload_type == NO_PAYLOAD_TYPE

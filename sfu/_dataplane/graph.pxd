@@ -4,7 +4,7 @@ Who may touch what (the theory is in `__init__.py`):
 
 * `Thread` and what hangs on it: that thread, holding its `lock`.
 * `Transport`, its `Track`s, `Stream`s (all but the fields below) and `Forwarder`s: the thread that owns the transport.
-* read by every thread: a stream's `cache`, `clock`, `alive`, `codec`, `clock_rate`; `fanout[t].count`.
+* read by every thread: a stream's `cache`, `clock`, `alive`, `codec`, `clock_rate`, `need_since`; `fanout[t].count`.
 * `fanout[t]`, `members[t]`: thread t, because they list forwarders that t owns.
 * everything: Python's thread, while it holds all locks. Only then is anything linked, unlinked or freed.
 """
@@ -44,7 +44,8 @@ cdef enum:
     RID_MAX = 16
     CNAME_MAX = 64
     JOBS_MAX = 128              # packets between receipt and forwarding
-    RING_SLOTS = 2048           # packets on the way from one thread to another
+    RING_SLOTS = 2048           # packets and requests on the way from one thread to another
+    RING_PACKETS = 1792         # of packets at most: a request that is lost may be missed for ever
     PARCEL_SLOTS = 64           # datagrams on the way to their owner
     RECENT_SOURCES = 8
     NO_PAYLOAD_TYPE = 255
@@ -117,8 +118,7 @@ cdef struct Job:
     int64_t ext_seq
     int64_t received            # us
     uint32_t epoch              # of the stream
-    uint8_t keyframe            # first packet of one
-    uint8_t frame_start
+    uint8_t keyframe            # first packet of one that is newer than all before it
     uint8_t padding_only
     Vp8Numbers vp8
     int next                    # of the same stream, -1: last
@@ -233,6 +233,7 @@ cdef struct Forwarder:
     uint8_t started             # something was sent
     uint8_t last_marker
     uint8_t skipped_keyframe    # SW-2: one was let go by, the next is taken
+    int64_t waited_until        # us: the wait for a key frame is booked up to here, 0: no packet without one yet
     int blocked                 # a train of it was dropped: wait for the next frame
     uint32_t last_clock_rate
     uint64_t last_stream        # id of the stream that `timestamp_offset` belongs to
@@ -340,7 +341,6 @@ cdef struct CrossEntry:
     uint32_t epoch
     uint8_t kind
     uint8_t keyframe
-    uint8_t frame_start
     uint8_t padding_only
     Vp8Numbers vp8
 
@@ -382,6 +382,7 @@ cdef struct Counters:
     uint64_t rtcp_out
     uint64_t nacks_out
     uint64_t keyframe_requests_out
+    uint64_t keyframe_wait_seconds      # of all subscribers together
     uint64_t crossed
     uint64_t batches
     uint64_t wakeups

@@ -4,7 +4,9 @@ A job's view points into a receive buffer, a parcel or a scratch slot: it lives 
 """
 
 from sfu._dataplane.forward cimport forward_jobs
-from sfu._dataplane.graph cimport CROSS_PACKET, DROP_RING_FULL, JOBS_MAX, CrossEntry, Fanout, Job, Stream, Thread
+from sfu._dataplane.graph cimport (
+    CROSS_PACKET, DROP_RING_FULL, JOBS_MAX, RING_PACKETS, CrossEntry, Fanout, Job, Stream, Thread,
+)
 from sfu._dataplane.machine cimport load_int
 from sfu._dataplane.ops cimport count_drop, cross_begin, cross_commit, wake
 
@@ -19,7 +21,7 @@ cdef inline void cross_jobs(Thread *t, Stream *s) noexcept nogil:
         at = s.fanout[t.index].first_job
         while at >= 0:
             job = &t.jobs[at]
-            entry = cross_begin(t, to)
+            entry = cross_begin(t, to, RING_PACKETS)
             if entry == NULL:
                 count_drop(t, DROP_RING_FULL)
                 break
@@ -29,7 +31,6 @@ cdef inline void cross_jobs(Thread *t, Stream *s) noexcept nogil:
             entry.received = job.received
             entry.epoch = job.epoch
             entry.keyframe = job.keyframe
-            entry.frame_start = job.frame_start
             entry.padding_only = job.padding_only
             entry.vp8 = job.vp8
             cross_commit(t, to)

@@ -1,12 +1,14 @@
 """Key frame requests towards publishers: merged and rate-limited per layer (KF-1 to KF-3).
 
 A need stays until the first packet of a key frame comes; asking repeats each second (or 2 RTT) and stops after 30 s.
+A subscriber that gets packets of the layer, but has seen no key frame, has a need again (`await_keyframe`).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from sfu._dataplane.egress cimport reachable, room, send_rtcp
 from sfu._dataplane.graph cimport CROSS_KEYFRAME, SRTCP_TRAILER_MAX, Stream, Thread, Transport
+from sfu._dataplane.machine cimport store_i64
 from sfu._dataplane.ops cimport cross_request, schedule
 from sfu._dataplane.rtcp cimport COMPOUND_MAX, write_cname, write_fir, write_pli, write_receiver_report
 from sfu._dataplane.upcalls cimport UP_KEYFRAME_MISSING, upcall_stream
@@ -61,7 +63,7 @@ cdef inline void need_keyframe(Thread *t, Stream *s) noexcept nogil:
     if not s.track.video:
         return
     if s.need_since == 0:
-        s.need_since = t.now
+        store_i64(&s.need_since, t.now)
         s.fir_number += 1
     if s.asked_at == 0 or t.now - s.asked_at >= KEYFRAME_INTERVAL:
         send_keyframe_request(t, s)
@@ -82,12 +84,11 @@ cdef inline void want_keyframe(Thread *t, Stream *s) noexcept nogil:
 
 cdef inline void keyframe_arrived(Stream *s, int64_t ext_seq, uint32_t timestamp) noexcept nogil:
     """Its first packet is in; the rest arrives or is being NACKed (KF-2)."""
-    s.need_since = 0
+    store_i64(&s.need_since, 0)
     s.ask_pending = 0
     s.keyframes += 1
-    if ext_seq > s.last_keyframe:
-        s.last_keyframe = ext_seq
-        s.keyframe_timestamp = timestamp
+    s.last_keyframe = ext_seq
+    s.keyframe_timestamp = timestamp
 
 
 cdef inline int64_t keyframe_tick(Thread *t, Stream *s) noexcept nogil:
@@ -100,7 +101,7 @@ cdef inline int64_t keyframe_tick(Thread *t, Stream *s) noexcept nogil:
             return t.now + keyframe_retry(s)
         return s.asked_at + KEYFRAME_INTERVAL
     if t.now - s.need_since >= KEYFRAME_GIVE_UP:
-        s.need_since = 0
+        store_i64(&s.need_since, 0)
         upcall_stream(t, UP_KEYFRAME_MISSING, s, s.ssrc)
         return 0
     if t.now - s.asked_at >= keyframe_retry(s):

@@ -126,10 +126,10 @@ cdef inline void wake(Thread *t) noexcept nogil:
         signal_fd(t.wake_fd)
 
 
-cdef inline CrossEntry *cross_begin(Thread *from_, int to) noexcept nogil:
-    """The next free entry towards another thread, or NULL. Publish with `cross_commit`."""
+cdef inline CrossEntry *cross_begin(Thread *from_, int to, uint32_t slots) noexcept nogil:
+    """The next free entry towards another thread, or NULL when `slots` are taken. Publish with `cross_commit`."""
     cdef CrossRing *ring = from_.plane.rings[from_.index * from_.plane.thread_count + to]
-    if ring.head - load_u32(&ring.tail) == RING_SLOTS:
+    if ring.head - load_u32(&ring.tail) >= slots:
         return NULL
     return &ring.entries[ring.head & (RING_SLOTS - 1)]
 
@@ -141,7 +141,7 @@ cdef inline void cross_commit(Thread *from_, int to) noexcept nogil:
 
 cdef inline bint cross_request(Thread *from_, int to, uint8_t kind, uint64_t stream) noexcept nogil:
     """Send a CROSS_KEYFRAME or CROSS_LAYERS. False: the ring is full."""
-    cdef CrossEntry *entry = cross_begin(from_, to)
+    cdef CrossEntry *entry = cross_begin(from_, to, RING_SLOTS)
     if entry == NULL:
         count_drop(from_, DROP_RING_FULL)
         return False

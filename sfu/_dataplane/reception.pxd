@@ -11,7 +11,7 @@ from sfu._dataplane.graph cimport (
     DROP_PAYLOAD_TYPE, DROP_PROBE, DROP_STALE, Job, PayloadType, Stream, Thread, Track, Transport,
 )
 from sfu._dataplane.jobs cimport add_job
-from sfu._dataplane.keyframe cimport C_VP8, keyframe_start
+from sfu._dataplane.keyframe cimport C_OPAQUE, C_VP8, keyframe_start
 from sfu._dataplane.keyframes cimport keyframe_arrived, need_keyframe
 from sfu._dataplane.loss cimport loss_receive
 from sfu._dataplane.machine cimport add_i64, load_int, read16, store_i64, write16, write32
@@ -78,10 +78,13 @@ cdef inline void choose_again(Thread *t, Track *track) noexcept nogil:
 
 
 cdef inline void ensure_cache(Thread *t, Stream *s) noexcept nogil:
-    """A layer that someone consumes is cached; the pages come with the first consumer's first packet."""
+    """A layer that someone consumes is cached; the pages come with the first consumer's first packet.
+
+    Where there are several threads the first pages are granted in any case: they are the way to the others.
+    """
     cdef bint video = s.track.video
     cdef int64_t size = CACHE_BYTES_VIDEO if video else CACHE_BYTES_AUDIO
-    if add_i64(&t.plane.cache_bytes, size) > t.plane.cache_bytes_max:
+    if add_i64(&t.plane.cache_bytes, size) > t.plane.cache_bytes_max and t.plane.thread_count == 1:
         add_i64(&t.plane.cache_bytes, -size)
         return
     if cache_init(
@@ -94,6 +97,13 @@ cdef inline void ensure_cache(Thread *t, Stream *s) noexcept nogil:
     else:
         add_i64(&t.plane.cache_bytes, -size)
         count_drop(t, DROP_NO_MEMORY)
+
+
+cdef inline bint starts_keyframe(const Stream *s, const RtpView *view, const uint8_t *data) noexcept nogil:
+    """Opaque: the next frame answers our request, as far as can be told."""
+    if s.codec == C_OPAQUE:
+        return view.timestamp != s.last_timestamp
+    return keyframe_start(s.codec, data + view.header_size, view.payload_size)
 
 
 cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, int size, bint recovered) noexcept nogil:
@@ -128,9 +138,12 @@ cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, in
         s.asks_pli = kind.pli
         s.asks_fir = kind.fir
         count_reception(t, s, view, ext_seq, size)
-    store_i64(&s.last_packet, t.now)
-    if not s.alive:
-        announce(t, s)
+    job.padding_only = view.payload_size == 0
+    if not recovered and not job.padding_only:
+        # A layer that its encoder has stopped still lends its SSRCs to probes: padding, or old packets again as RTX.
+        store_i64(&s.last_packet, t.now)
+        if not s.alive:
+            announce(t, s)
     wanted = consumers(s) != 0
     if s.report_at == 0:
         s.report_at = t.now + (REPORT_INTERVAL_VIDEO if s.track.video else REPORT_INTERVAL_AUDIO)
@@ -144,20 +157,16 @@ cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, in
     if s.loss.alive and s.nack and wanted and s.nack_at == 0:
         s.nack_at = t.now + s.loss.first_delay
         schedule(t, from_, s.nack_at)
-    job.padding_only = view.payload_size == 0
     if job.padding_only:
         count_drop(t, DROP_PADDING if view.padding_size else DROP_EMPTY)
     s.packets += 1
     s.bytes += <uint64_t>size
     s.rate_bytes += <uint64_t>size
-    job.frame_start = view.timestamp != s.last_timestamp
+    job.keyframe = s.track.video and not job.padding_only and ext_seq > s.last_keyframe and starts_keyframe(s, view, data)
     if not recovered:
         s.last_timestamp = view.timestamp
-    job.keyframe = s.track.video and not job.padding_only and keyframe_start(s.codec, data + view.header_size, view.payload_size)
     if job.keyframe:
         keyframe_arrived(s, ext_seq, view.timestamp)
-    elif s.track.video and s.codec == 0 and job.frame_start and not job.padding_only:
-        keyframe_arrived(s, ext_seq, view.timestamp)    # opaque: our request is answered by the next frame, as far as can be told
     if not wanted:
         return
     if s.cache.pages == NULL:

@@ -114,7 +114,6 @@ cdef inline void take_crossed_packet(Thread *t, const CrossEntry *entry, Stream 
     job.received = entry.received
     job.epoch = entry.epoch
     job.keyframe = entry.keyframe
-    job.frame_start = entry.frame_start
     job.padding_only = entry.padding_only
     job.vp8 = entry.vp8
     add_job(t, s)

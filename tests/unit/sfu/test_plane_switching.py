@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from aiortc.codecs.vpx import VpxPayloadDescriptor
+from pylibsrtp._binding import ffi
 
 from sfu._dataplane import plane as dataplane
 from sfu._dataplane.plane import Plane
@@ -36,6 +38,29 @@ def plane(request: pytest.FixtureRequest) -> Iterator[Plane]:
     plane.start()
     yield plane
     plane.close()
+
+
+@contextmanager
+def peers_of_two_threads(**settings: int) -> Iterator[tuple[SrtpPeer, SrtpPeer]]:
+    """Two peers of a new plane, and a thread for each."""
+    plane = Plane(["127.0.0.1"], 0, threads=2, stun_per_address_per_s=1000, **settings)
+    plane.start()
+    with ExitStack() as stack:
+        stack.callback(plane.close)
+        one = stack.enter_context(SrtpPeer(plane))
+        while True:  # the kernel spreads them by their ports
+            other = stack.enter_context(SrtpPeer(plane))
+            if plane.transport_stats(other.transport)["thread"] != plane.transport_stats(one.transport)["thread"]:
+                break
+        yield one, other
+
+
+def test_without_memory_for_caches_packets_still_cross_between_threads() -> None:
+    with peers_of_two_threads(cache_bytes_max=0) as (publisher, subscriber):
+        pull_video(subscriber, publish_video(publisher))
+        source = VideoSource(publisher, 1111)
+        source.send(key=True, size=3)
+        subscriber.wait(lambda: len(subscriber.rtp) == 3)
 
 
 class TestKeyframeRequests:
@@ -86,6 +111,52 @@ class TestKeyframeRequests:
             source.send(key=True)
             publisher.settle(1.2)
             assert count_plis(publisher.rtcp) == 2
+
+    @pytest.mark.slow
+    def test_an_old_key_frame_sent_again_as_a_probe_is_no_answer(self, plane: Plane) -> None:
+        """What came before is not newer for coming twice; the layer had nobody, so nothing of it was cached."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rtx=1112)
+            source = VideoSource(publisher, 1111)
+            [old] = source.send(key=True)
+            source.send()
+            publisher.wait(lambda: plane.track_stats(track)[0]["packets"] == 2)
+            pull_video(subscriber, track)
+            publisher.wait(lambda: count_plis(publisher.rtcp) == 1)
+            publisher.send(Rtp(97, 1, old.timestamp, 1112, old.seq.to_bytes(2) + old.payload, True))
+            publisher.wait(lambda: count_plis(publisher.rtcp) == 2)
+            assert plane.track_stats(track)[0]["keyframes"] == 1
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            assert [p.payload for p in subscriber.rtp] == [source.sent[-1].payload]
+
+    @pytest.mark.slow
+    def test_a_key_frame_lost_between_threads_is_asked_for_again(self) -> None:
+        """Its publisher's thread saw it; a subscriber in another one did not."""
+        with peers_of_two_threads() as (publisher, subscriber):
+            plane = publisher.plane
+            track = publish_video(publisher)
+            source = VideoSource(publisher, 1111)
+            source.send()
+            forwarder = pull_video(subscriber, track)
+            publisher.wait(lambda: count_plis(publisher.rtcp) == 1)
+            publisher.outgoing._cdata = ffi.new("char[]", 2048)  # it takes 1356 bytes by itself
+            publisher.outgoing._buffer = ffi.buffer(publisher.outgoing._cdata)
+            source.send(key=True, length=1600)  # too large for the cache, which is the way between threads
+            subscriber.wait(lambda: subscriber.drops() == {"drop_ring_gone": 1})
+
+            def asked_again() -> bool:
+                source.send()
+                publisher.settle(0.02)
+                return count_plis(publisher.rtcp) == 2
+
+            publisher.wait(asked_again)
+            assert not subscriber.rtp
+            assert plane.forwarder_stats(forwarder)["waiting"] == 1
+            assert plane.stats()["keyframe_wait_seconds"] == 1
+            source.send(key=True)
+            subscriber.wait(lambda: subscriber.rtp)
+            assert subscriber.rtp[0].payload == source.sent[-1].payload
 
     @pytest.mark.slow
     def test_fir_is_used_when_pli_was_not_negotiated(self, plane: Plane) -> None:
@@ -299,6 +370,29 @@ class TestSimulcast:
                 )
             numbers = [p.seq for p in subscriber.rtp]
             assert [(b - a) & 0xFFFF for a, b in itertools.pairwise(numbers)] == [1] * (len(numbers) - 1)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("probe", ["padding", "repeats"])
+    def test_probes_do_not_keep_a_layer_alive_that_has_stopped(self, plane: Plane, probe: str) -> None:
+        """A layer that its encoder has stopped still lends its SSRCs to probes: padding, or old packets as RTX."""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rids=self.RIDS)
+            sources = self.layers(publisher)
+            forwarder = pull_video(subscriber, track, rid="h")
+            self.send_until(subscriber, [sources["h"]], lambda: plane.forwarder_stats(forwarder)["layer"] == 0)
+            last = sources["h"].sent[-1]
+            rtx = itertools.count()
+
+            def moved() -> bool:
+                if probe == "padding":
+                    publisher.send(Rtp(96, sources["h"].seq, last.timestamp, last.ssrc, padding=200))
+                    sources["h"].seq += 1
+                else:
+                    payload = (last.seq & 0xFFFF).to_bytes(2) + last.payload
+                    publisher.send(Rtp(97, next(rtx), last.timestamp, 200, payload, True, {1: b"0", 3: b"h"}))
+                return plane.forwarder_stats(forwarder)["layer"] == 2
+
+            self.send_until(subscriber, [sources["l"]], moved)
 
     @pytest.mark.slow
     def test_a_stopped_layer_gives_way_to_the_next_one_down_and_the_last_to_the_first(self, plane: Plane) -> None:
