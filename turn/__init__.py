@@ -12,7 +12,8 @@ Where to look:
 
 | to change | open |
 |---|---|
-| what a request does, in which order, with which code | `server.py` |
+| the way of a request: who asks, came it before, which answer | `server.py`, `transactions.py` |
+| what a request does, in which order, with which code | `allocations.py`; permissions and channels: `admission.py` |
 | who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py`, `lookup.py` |
 | which peers may be reached | `policy.py` |
 | peers over TCP | `tcp_relays.py` and `connections.py` decide, `peer_endpoint.py` carries |

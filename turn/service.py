@@ -14,6 +14,7 @@ from pathlib import Path
 
 from OpenSSL import SSL
 
+from turn.allocations import Redirect
 from turn.auth import Authenticator
 from turn.credentials import (
     CredentialChain,
@@ -43,7 +44,7 @@ from turn.relaypool import RelayAddress
 from turn.relayports import PortPool
 from turn.relays import PlaneRelays, make_plane
 from turn.revocations import Revocations
-from turn.server import Redirect, TurnServer
+from turn.server import TurnServer
 from turn.settings import TurnSettings
 from turn.tls import server_context
 from turn.usage import Party, RelayUsage, UsageLedger

@@ -19,11 +19,11 @@ from tests.support.turn_harness import (
 )
 from turn._reference import Dropped, ToPeer
 from turn.allocation import CloseReason, Transport
+from turn.allocations import Redirect
 from turn.errors import ConfigurationError
 from turn.events import AllocationClosed, AllocationCreated
 from turn.relaypool import RESERVATIONS_PER_IDENTITY
 from turn.relayports import PortPool
-from turn.server import Redirect
 from wire import stun
 from wire.stun import Attr, MessageClass, Method, TransportAddress
 
@@ -414,7 +414,7 @@ class TestExpiry:
         for n in range(500):
             harness.advance(1)
             assert code(client.refresh(600 if n % 2 else 3600)) in (0, 438)
-        assert len(harness.server._expiries) < 10
+        assert len(harness.server._allocations._expiries) < 10
 
     def test_x14_allocations_that_come_and_go_leave_no_timers(self) -> None:
         harness = Harness()
@@ -425,7 +425,7 @@ class TestExpiry:
         staying = [Client(harness, host=f"9.9.8.{n}") for n in range(50)]
         for one in staying:
             assert code(one.allocate()) == 0
-        assert len(harness.server._expiries) < 200
+        assert len(harness.server._allocations._expiries) < 200
         harness.advance(601)
         assert harness.server.live_counts()["allocations"] == 0
         harness.close()
