@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -59,12 +60,15 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         parties = name_parties(options.pop("classes"))
         flags = {key: text for key, text in options.items() if text is not None}
-        settings = sources.load(file=file, environment=os.environ, flags=flags, parties=parties)
+        # The same file when it is read again: that it is gone is no wish for defaults.
+        file = sources.chosen_file(file, os.environ)
+        read = partial(sources.load, file=file, environment=os.environ, flags=flags, parties=parties)
+        settings = read()
         if command == "check":
             return check(settings)
         logs.configure(settings.log, audit=settings.turn.audit_log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, lambda ports: announce(settings, ports)))
+            runner.run(serve(settings, lambda ports: announce(settings, ports), read))
     except TorporError as error:
         print(f"torpor: {error}", file=sys.stderr)
         return EXIT_USAGE

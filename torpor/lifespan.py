@@ -12,7 +12,7 @@
                                                 ▼
                           close media: its goodbyes still pass the relays ─► close TURN ─► exit 0
 
-A second signal at any time exits at once with 128 + its number. SIGHUP reads the certificates again.
+A second signal at any time exits at once with 128 + its number. SIGHUP reads certificates and peer policy again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +34,7 @@ from torpor.addresses import announced_addresses
 from torpor.app import build_app
 from torpor.config import Settings
 from torpor.demo import PARTY, DemoRoom
-from torpor.errors import StartRefused
+from torpor.errors import SettingError, StartRefused
 from torpor.figures import Figures
 from torpor.health import Health
 from torpor.http import HttpServer, listen
@@ -65,12 +64,13 @@ class Ports:
 Announce = Callable[[Ports], None]
 
 
-async def serve(settings: Settings, announce: Announce) -> None:
+async def serve(settings: Settings, announce: Announce, read_again: Callable[[], Settings]) -> None:
     """Run until a signal stops it.
 
     Args:
         settings: checked ones.
         announce: called once connections are accepted.
+        read_again: the settings as they are now in file and environment, for SIGHUP; may raise `SettingError`.
 
     Raises:
         StartRefused: unsafe settings, or an address that cannot be bound.
@@ -96,7 +96,12 @@ async def serve(settings: Settings, announce: Announce) -> None:
                 on_stop=stop_accepting,
                 upgrades=rooms.protocol() if rooms else None,
             )
-            reload = partial(_reload_certificates, server, turn)
+
+            def reload() -> None:
+                _reload_certificates(server, turn)
+                if turn is not None:
+                    _reload_peers(turn, read_again)
+
             async with _background(figures.measure_lag()), _signals(settings.shutdown.delay, health, server, reload):
                 await server.serve(sockets=[listener])
     logger.info("stopped")
@@ -231,3 +236,13 @@ def _reload_certificates(server: HttpServer, turn: TurnService | None) -> None:
             logger.error("certificates", extra={"where": where, "kept": "old", "reason": str(error)})
         else:
             logger.info("certificates", extra={"where": where, "kept": "new"})
+
+
+def _reload_peers(turn: TurnService, read_again: Callable[[], Settings]) -> None:
+    try:
+        own = read_again().turn
+        turn.reload_peers(allow=own.allow_peers, deny=own.deny_peers, allow_loopback=own.allow_loopback_peers)
+    except (SettingError, ConfigurationError) as error:
+        logger.error("peers", extra={"kept": "old", "reason": str(error)})
+    else:
+        logger.info("peers", extra={"kept": "new"})

@@ -103,7 +103,7 @@ def load(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     apps: dict[str, Secret] = {}
-    if (path := _chosen_file(file, environment)) is not None:
+    if (path := chosen_file(file, environment)) is not None:
         _read_file(path, values, apps, sources)
     _read_environment(environment, values, apps, sources)
     known = {setting.key: setting for setting in all_settings()}
@@ -118,7 +118,8 @@ def load(
     return settings
 
 
-def _chosen_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+def chosen_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The TOML file that `load` reads, if any."""
     if file is not None:
         return file
     if text := environment.get(CONFIG_VARIABLE):

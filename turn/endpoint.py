@@ -21,6 +21,7 @@ from turn.allocation import FiveTuple, Transport
 from turn.events import AllocationClosed, Event, PeerJoined
 from turn.limits import Quota, network_of
 from turn.peer_endpoint import PeerEndpoint
+from turn.policy import PeerPolicy
 from turn.relays import Origin, PlaneRelays, UdpOrigin
 from turn.server import TurnServer
 from turn.settings import TurnSettings
@@ -332,6 +333,11 @@ class TurnEndpoint:
         self._server.revoke(username)
         self._drain_events()
         self._schedule()
+
+    def reload_policy(self, policy: PeerPolicy) -> None:
+        """Put another peer policy in force."""
+        self._server.reload_policy(policy, self._clock())
+        self._answers_are_late()
 
     def _sweep(self) -> None:
         """Close connections that dawdle (T2)."""

@@ -8,7 +8,7 @@ import resource
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -139,6 +139,8 @@ class TurnService:
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
+        self._own: set[IPAddress] = set()
+        self._relay_ips: list[IPAddress] = []
         self._peers: PeerEndpoint | None = None
         self._server: TurnServer | None = None
         self._final: TurnStats | None = None
@@ -164,7 +166,9 @@ class TurnService:
         relays = [self._relay_address(ip) for ip in relay_hosts]
         _ensure_descriptors(settings, len({ip.version for ip in relay_hosts}))
         tls = self._tls_context()
-        policy = self._policy(machine | set(listen), [ip for relay in relays for ip in (relay.local, relay.external)])
+        self._own = machine | set(listen)
+        self._relay_ips = [ip for relay in relays for ip in (relay.local, relay.external)]
+        policy = self._policy(settings)
         plane = make_plane(settings, len({ip.version for ip in relay_hosts}), self._exchange)
         adapter = PlaneRelays(plane)
         self._peers = PeerEndpoint(settings, clock=self._clock) if settings.tcp_relays else None
@@ -181,8 +185,7 @@ class TurnService:
         )
         await endpoint.start(tls)
         self._endpoint = endpoint
-        if settings.allow_loopback_peers:
-            logger.warning("loopback peers are allowed: clients can reach services on this machine")
+        _warn_of_loopback(settings)
 
     async def close(self) -> None:
         """End every allocation and free everything. Idempotent."""
@@ -212,6 +215,24 @@ class TurnService:
     def _tls_context(self) -> SSL.Context | None:
         certificate, key = self.settings.tls_certificate, self.settings.tls_key
         return None if certificate is None or key is None else server_context(str(certificate), str(key))
+
+    def reload_peers(self, *, allow: Sequence[str], deny: Sequence[str], allow_loopback: bool) -> None:
+        """Change which peers relays may reach. What runs and is denied now stops at once (D5).
+
+        Args:
+            allow: as `TurnSettings.allow_peers`.
+            deny: as `TurnSettings.deny_peers`.
+            allow_loopback: as `TurnSettings.allow_loopback_peers`.
+
+        Raises:
+            ConfigurationError: naming the range; what was in force stays.
+        """
+        settings = replace(
+            self.settings, allow_peers=tuple(allow), deny_peers=tuple(deny), allow_loopback_peers=allow_loopback
+        )
+        self._running().reload_policy(self._policy(settings))
+        self.settings = settings
+        _warn_of_loopback(settings)
 
     # What others ask.
 
@@ -365,15 +386,14 @@ class TurnService:
             wall_clock=self._wall_clock,
         )
 
-    def _policy(self, own: set[IPAddress], relays: Sequence[IPAddress]) -> PeerPolicy:
-        settings = self.settings
+    def _policy(self, settings: TurnSettings) -> PeerPolicy:
         external = {_address("external_addresses", ip) for ip in settings.external_addresses.values()}
         return PeerPolicy(
             allowed=settings.allow_peers,
             denied=settings.deny_peers,
             allow_loopback=settings.allow_loopback_peers,
-            own_addresses=own | external,
-            relay_addresses=relays,
+            own_addresses=self._own | external,
+            relay_addresses=self._relay_ips,
             allowed_endpoints=[_endpoint_address(text) for text in settings.allow_endpoints],
             denied_ports=settings.deny_peer_ports,
             min_port=settings.min_peer_port,
@@ -441,6 +461,11 @@ class TurnService:
                     "closed user=%s client=%s reason=%s from_client=%d to_client=%d",
                     name, five_tuple, reason.value, usage.bytes_from_client, usage.bytes_to_client,
                 )  # fmt: skip
+
+
+def _warn_of_loopback(settings: TurnSettings) -> None:
+    if settings.allow_loopback_peers:
+        logger.warning("loopback peers are allowed: clients can reach services on this machine")
 
 
 def _machine_addresses() -> set[IPAddress]:

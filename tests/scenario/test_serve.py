@@ -10,14 +10,15 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from loadtest.turn_client import TurnClient
+from loadtest.turn_client import TurnClient, TurnFailedError
 from tests.support.certificates import make_certificate
 from tests.support.server import Server, running_server
 from torpor.config import DEVELOPMENT_APP_ID, DEVELOPMENT_APP_SECRET
@@ -111,6 +112,59 @@ class TestReload:
                 ("http", "new"), ("turn", "new"), ("http", "old"), ("turn", "old"),
             ]  # fmt: skip
             server.log = [record for record in server.log if record["event"] != "certificates"]
+
+    async def test_d5_a_new_peer_policy_is_in_force_at_once_and_a_bad_one_never(self, tmp_path: Path) -> None:
+        file = tmp_path / "torpor.toml"
+
+        def write(allow: str, deny: str) -> None:
+            file.write_text(
+                '[turn]\nallow_loopback_peers = true\nusers = {alice = "wonderland"}\n'
+                f'allow_peers = ["{allow}"]\ndeny_peers = ["{deny}"]\n'
+            )
+
+        write("127.0.0.2", "192.0.2.1")
+        async with running_server("--media-enabled", "false", "--config", str(file)) as server:
+            loop = asyncio.get_running_loop()
+            with TurnClient(("127.0.0.1", server.turn_port), "alice", "wonderland") as client, peer_socket() as peer:
+                await asyncio.to_thread(client.allocate)
+                await asyncio.to_thread(client.permit, "127.0.0.2")
+                client.socket.send(client.send_indication(peer.getsockname(), b"before"))
+                assert await loop.sock_recv(peer, 100) == b"before"
+                for allow, deny, reason in (
+                    ("127.0.0.2", "nonsense", "nonsense"),
+                    ("0.0.0.0/8", "127.0.0.2", "can never be an allowed peer"),
+                    ("10.0.0.1", "127.0.0.2", ""),
+                ):
+                    write(allow, deny)
+                    os.kill(server.pid, signal.SIGHUP)
+                    await logged(server, "peers", 1)
+                    (record,) = (record for record in server.log if record["event"] == "peers")
+                    assert record["kept"] == ("old" if reason else "new")
+                    assert reason in record.get("reason", "")
+                    server.log.remove(record)
+                    if reason:
+                        client.socket.send(client.send_indication(peer.getsockname(), b"still"))
+                        assert await loop.sock_recv(peer, 100) == b"still"
+                client.socket.send(client.send_indication(peer.getsockname(), b"after"))
+                with pytest.raises(TurnFailedError) as refused:
+                    await asyncio.to_thread(client.permit, "127.0.0.2")
+                assert refused.value.code == 403
+                with pytest.raises(BlockingIOError):
+                    peer.recv(100)
+                file.unlink()
+                os.kill(server.pid, signal.SIGHUP)
+                await logged(server, "peers", 1)
+                (record,) = (record for record in server.log if record["event"] == "peers")
+                assert record["kept"] == "old"
+                server.log.remove(record)
+
+
+@contextmanager
+def peer_socket() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind(("127.0.0.2", 0))
+        yield sock
 
 
 def unverified() -> ssl.SSLContext:
