@@ -27,6 +27,7 @@ from objects.ids import ObjectId, ObjectKey
 from objects.metering import Meter
 from objects.ports import AlarmEntry, AlarmStore, Clock, Timer
 from objects.sqlite import Database
+from objects.text import utf8_size
 
 log = logging.getLogger("torpor.objects")
 
@@ -110,12 +111,12 @@ class AlarmBook:
         """Set or replace an alarm; a time in the past is now.
 
         Raises:
-            UsageError: not a positive time.
+            UsageError: not a positive time, or a name that is no text.
             LimitExceeded: too many alarms, or too long a name.
         """
         due = max(_milliseconds(when), self._scheduler.clock.unix_ms())
-        if len(name.encode()) > MAX_ALARM_NAME_BYTES:
-            raise LimitExceeded("an alarm's name in bytes", MAX_ALARM_NAME_BYTES, len(name.encode()))
+        if (size := utf8_size(name, "an alarm's name")) > MAX_ALARM_NAME_BYTES:
+            raise LimitExceeded("an alarm's name in bytes", MAX_ALARM_NAME_BYTES, size)
         self._note(name)
         self._commits.writing(64, confirmed=confirmed)
         self._meter.rows_written += 1

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NewType
 
 from objects.errors import InvalidObjectId, UsageError
+from objects.text import utf8_size
 
 ObjectKey = NewType("ObjectKey", str)
 """`namespace/64 hex digits`: the object's identity as one string, for tables and logs."""
@@ -79,7 +80,12 @@ class IdFactory:
         self._mac_key = _hmac(secret, b"mac\0" + namespace.encode())
 
     def from_name(self, name: str) -> ObjectId:
-        """Return the id that `name` has had and will have for ever in this namespace."""
+        """Return the id that `name` has had and will have for ever in this namespace.
+
+        Raises:
+            UsageError: no text.
+        """
+        utf8_size(name, "a name")
         head = _hmac(self._name_key, name.encode())[:_HALF]
         return ObjectId(self.namespace, head + self._mac(head), name)
 

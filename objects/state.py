@@ -41,6 +41,7 @@ from objects.ports import (
     Timer,
 )
 from objects.storage import Storage
+from objects.text import utf8_size
 from objects.websocket import WebSocket, check_message, check_tags
 
 __all__ = ["AlarmInfo", "DurableObject", "ObjectState"]
@@ -169,8 +170,15 @@ class ObjectState:
         return list(info.tags)
 
     def broadcast(self, message: Frame, tag: str | None = None, exclude: Iterable[WebSocket] = ()) -> None:
-        """Send to all connections (with `tag`) but some; encoded once, without making handles."""
+        """Send to all connections (with `tag`) but some; encoded once, without making handles.
+
+        Raises:
+            UsageError: neither text nor bytes; a lone surrogate, in the tag as well.
+            LimitExceeded: over the limit of a message.
+        """
         check_message(message)
+        if tag is not None:
+            utf8_size(tag, "a tag")
         instance, connections = self._instance, self._instance.connections
         without: list[ConnectionId] = [ws.connection_id for ws in exclude]
         if instance.output.is_open:
@@ -194,7 +202,7 @@ class ObjectState:
             raise LimitExceeded("auto-response rules", MAX_AUTO_RESPONSES, len(rules))
         for rule in rules:
             for part in (rule.request, rule.response):
-                size = len(part if isinstance(part, bytes) else part.encode())
+                size = len(part) if isinstance(part, bytes) else utf8_size(part, "an auto-response")
                 if size > MAX_AUTO_RESPONSE_BYTES:
                     raise LimitExceeded("an auto-response in bytes", MAX_AUTO_RESPONSE_BYTES, size)
         self._instance.connections.set_auto_responses(self.id, rules)

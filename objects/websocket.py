@@ -28,6 +28,7 @@ from objects.ports import (
     ReadyState,
     UpgradeAccepted,
 )
+from objects.text import utf8_size
 
 if TYPE_CHECKING:
     from objects.instance import Instance
@@ -89,7 +90,8 @@ class WebSocket(Sender):
 
     def _send_otherwise(self, message: Frame) -> None:
         kind = type(message)
-        if (kind is not str and kind is not bytes) or len(message) > SURELY_SHORT:
+        # Text is looked at whatever its length: behind a gate it leaves when nobody is there to be told.
+        if kind is not bytes or len(message) > SURELY_SHORT:
             check_message(message)
         if not self.failed and self._may_send():
             self._leave(lambda: self._pass_on(self.connection_id, message))
@@ -110,13 +112,13 @@ class WebSocket(Sender):
 
         Raises:
             UsageError: a code outside 1000 to 4999, or one of 1004, 1005, 1006, 1015; a reason without a code, or
-                above 123 bytes of UTF-8.
+                above 123 bytes of UTF-8, or no text.
         """
         if code is not None and (not 1000 <= code <= 4999 or code in _RESERVED_CODES):
             raise UsageError(f"{code} cannot be sent as a close code")
         if reason and code is None:
             raise UsageError("a close reason needs a code")
-        if len(reason.encode()) > MAX_REASON_BYTES:
+        if utf8_size(reason, "a close reason") > MAX_REASON_BYTES:
             raise UsageError(f"a close reason has at most {MAX_REASON_BYTES} bytes")
         if self.failed or self._closing:
             return
@@ -222,12 +224,7 @@ def check_message(message: Frame) -> None:
     """Refuse what cannot be sent as one message."""
     if not isinstance(message, (str, bytes)):
         raise UsageError(f"a message is str or bytes, not {type(message).__name__}")
-    size = len(message)
-    if isinstance(message, str) and not message.isascii():
-        try:
-            size = len(message.encode())
-        except UnicodeEncodeError as error:
-            raise UsageError(f"a message with a lone surrogate at {error.start} is not text") from None
+    size = utf8_size(message, "a message") if isinstance(message, str) else len(message)
     if size > MAX_MESSAGE_BYTES:
         raise LimitExceeded("a message in bytes", MAX_MESSAGE_BYTES, size)
 
@@ -245,8 +242,8 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
             raise UsageError(f"a tag is a str, not {type(tag).__name__}")
         if len(distinct) >= MAX_TAGS:
             raise LimitExceeded("tags of one WebSocket", MAX_TAGS)
-        if len(tag.encode()) > MAX_TAG_BYTES:
-            raise LimitExceeded("a tag in bytes", MAX_TAG_BYTES, len(tag.encode()))
+        if (size := utf8_size(tag, "a tag")) > MAX_TAG_BYTES:
+            raise LimitExceeded("a tag in bytes", MAX_TAG_BYTES, size)
         if tag not in distinct:
             distinct.append(tag)
     return tuple(distinct)

@@ -100,7 +100,7 @@ class Connection:
         """Send text (str) or bytes; nothing happens once the connection has ended.
 
         Raises:
-            UsageError: after `close`, or neither str nor bytes.
+            UsageError: after `close`, or neither text nor bytes; half of a surrogate pair is no text.
         """
         self._ws.send(message)
 

@@ -76,7 +76,10 @@ cdef class Sender:
         elif type(message) is bytes:
             size = len(<bytes>message)
         if size <= _SURELY_SHORT and self._has_been_open and not (self._closing or self.failed) and self._output.is_open:
-            self._pass_on(self.connection_id, message)
+            try:
+                self._pass_on(self.connection_id, message)
+            except UnicodeEncodeError:
+                self._send_otherwise(message)  # which says why not
         else:
             self._send_otherwise(message)
 

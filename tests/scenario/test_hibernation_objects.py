@@ -32,6 +32,15 @@ from tests.unit.objects.fakes import commits_stalled
 Log = list[Any]
 
 
+def refusals(*attempts: Callable[[], object]) -> list[str]:
+    said = []
+    for attempt in attempts:
+        with pytest.raises(UsageError) as refused:
+            attempt()
+        said.append(str(refused.value))
+    return said
+
+
 class Room(DurableObject):
     """Logs what happens into `env`, which outlives its instances. Messages are orders, see `web_socket_message`."""
 
@@ -73,6 +82,19 @@ class Room(DurableObject):
                 ws.close(4000, "asked")
             case "wait":
                 await self.ctx.sleep(5)
+            case "half":
+                self.env.append(refusals(lambda: ws.send("half \ud83d"), lambda: self.ctx.broadcast("\ud83d")))
+            case "half behind a gate":
+                self.ctx.storage.kv.put("key", "value")
+                self.env.append(refusals(lambda: ws.send("half \ud83d"), lambda: self.ctx.broadcast("\ud83d")))
+            case "half elsewhere":
+                self.env.append(
+                    refusals(
+                        lambda: ws.close(4000, "\ud83d"),
+                        lambda: self.ctx.broadcast("text", "\ud83d"),
+                        lambda: self.ctx.set_web_socket_auto_response(AutoResponse("\ud83d", "no")),
+                    )
+                )
             case "write":
                 await self.ctx.storage.put("count", (await self.ctx.storage.get("count") or 0) + 1)
             case "timer":
@@ -394,6 +416,17 @@ class TestMessages:
                 await call
             assert await client.recv() == "written"
             await ended(client)  # no reply after our close
+
+    async def test_half_a_surrogate_pair_is_refused_and_named_and_costs_nothing(self, world: Setup) -> None:
+        async with world.connect() as client:
+            for order in ("half", "half behind a gate", "half elsewhere"):
+                await client.send(order)
+                assert (await client.recv()).endswith(order)
+        said = [entry for entry in world.log if isinstance(entry, list)]
+        messages = [f"a message with a lone surrogate at {at} is not text" for at in (5, 0)]
+        named = ("a close reason", "a tag", "an auto-response")
+        rest = [f"{what} with a lone surrogate at 0 is not text" for what in named]
+        assert said == [messages, messages, rest]
 
     async def test_w25_an_attachment_over_the_limit_leaves_the_old_one(self, world: Setup) -> None:
         async with world.connect() as client:
