@@ -93,7 +93,8 @@ class HibernationManager:
         self.send = cast("Callable[[ConnectionId, Frame], None]", table.send)
         self.clock = clock
         self._slow = slow
-        self._max_connections = max_connections
+        self.max_connections = max_connections
+        """Of one object."""
         self._addresses = AddressCounts(max_per_address)
         self._records: dict[ObjectId, ObjectRecord] = {}
         self._standard: dict[ConnectionId, ObjectRecord] = {}
@@ -216,10 +217,10 @@ class HibernationManager:
         if any(len(tag) > MAX_TAG_BYTES for tag in encoded):
             raise LimitExceeded("bytes of a tag", MAX_TAG_BYTES, max(map(len, encoded)))
         record = self._record(object_id)
-        if self.table.count(record.group) + len(record.standard) >= self._max_connections:
+        if self.table.count(record.group) + len(record.standard) >= self.max_connections:
             self.refused["connections_per_room"] += 1
             self._drop_if_idle(record)
-            raise TooManyConnections("connections of an object", self._max_connections)
+            raise TooManyConnections("connections of an object", self.max_connections)
         self._label(request, None, encoded)
         if hibernatable:
             self.table.assign(connection_id, record.group)

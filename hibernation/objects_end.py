@@ -69,6 +69,8 @@ class _Mirror:
     connections: dict[ConnectionId, _Mirrored] = field(default_factory=dict)
     rules: tuple[AutoResponse, ...] = ()
     event_timeout_ms: int | None = None
+    connections_max: int = MAX_CONNECTIONS
+    """The sockets' end's limit: who is refused there would be too late for the object to answer."""
 
 
 class ObjectsEnd:
@@ -214,8 +216,8 @@ class ObjectsEnd:
         if connection_id in self._connections:
             raise UsageError("the connection was accepted before")
         mirror = self._mirrors.setdefault(object_id, _Mirror())
-        if len(mirror.connections) >= MAX_CONNECTIONS:
-            raise TooManyConnections("connections of an object", MAX_CONNECTIONS)
+        if len(mirror.connections) >= mirror.connections_max:
+            raise TooManyConnections("connections of an object", mirror.connections_max)
         info = ConnectionInfo(connection_id, request.url, None, tuple(tags), self._unix_ms(), request.client)
         row = _Mirrored(object_id, info, hibernatable, last_seen_ms=self._unix_ms())
         mirror.connections[connection_id] = self._connections[connection_id] = row
@@ -330,8 +332,8 @@ class ObjectsEnd:
     # ── the mirror ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _load(self, object_id: ObjectId, snapshot: Any) -> None:
-        rows, rules, timeout_ms = snapshot
-        mirror = self._mirrors[object_id] = _Mirror(rules=unpack_rules(rules), event_timeout_ms=timeout_ms)
+        rows, rules, timeout_ms, connections_max = snapshot
+        mirror = self._mirrors[object_id] = _Mirror({}, unpack_rules(rules), timeout_ms, connections_max)
         for connection, url, protocol, tags, accepted_at_ms, client, attachment, facts in rows:
             connection_id = ConnectionId(connection)
             info = ConnectionInfo(connection_id, url, protocol, tags, accepted_at_ms, client)

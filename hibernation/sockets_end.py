@@ -189,7 +189,7 @@ class SocketsEnd:
                     )
                 )  # fmt: skip
         rules = pack_rules(manager.auto_responses(object_id))
-        return tuple(rows), rules, manager.event_timeout(object_id)
+        return tuple(rows), rules, manager.event_timeout(object_id), manager.max_connections
 
     def _facts(self, connection_id: ConnectionId) -> Value:
         manager = self._manager

@@ -19,8 +19,9 @@ from websockets.exceptions import InvalidStatus
 from hibernation.manager import SlowPolicy
 from objects.clock import ManualClock
 from objects.embedded import LocalDrivers
-from objects.errors import LimitExceeded, ObjectReset, StorageFull, UsageError
+from objects.errors import LimitExceeded, ObjectReset, StorageFull, TooManyConnections, UsageError
 from objects.host import ObjectHost
+from objects.http import HttpResponse
 from objects.ids import ObjectId
 from objects.limits import Limits
 from objects.ports import AutoResponse, Connections, ReadyState
@@ -59,14 +60,18 @@ class Room(DurableObject):
         await asyncio.sleep(0)
         raise RuntimeError("section")
 
-    async def web_socket_connect(self, ws: WebSocket, request: Any) -> None:
+    async def web_socket_connect(self, ws: WebSocket, request: Any) -> HttpResponse | None:
         query = request.url.partition("?")[2]
         tags = [tag for tag in query.split(",") if tag]
         if query == "standard":
             ws.accept()
             self.ctx.wait_until(self._read(ws))
-            return
-        self.ctx.accept_web_socket(ws, tags, request.protocols[0] if request.protocols else None)
+            return None
+        try:
+            self.ctx.accept_web_socket(ws, tags, request.protocols[0] if request.protocols else None)
+        except TooManyConnections:
+            return HttpResponse.of("full", 503)
+        return None
 
     async def _read(self, ws: WebSocket) -> None:
         async for message in ws:
@@ -491,7 +496,7 @@ class TestEnds:
             with pytest.raises(InvalidStatus) as refused:
                 async with world.connect("/room?a"):
                     pass
-            assert refused.value.response.status_code == 500
+            assert refused.value.response.status_code == 503
             assert await world.stub.say("x", "a") == 2
 
     async def test_w33_w34_unsent_frames_and_a_close_survive_the_instance(self, enter: Enter) -> None:
