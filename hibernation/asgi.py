@@ -67,7 +67,7 @@ class AsgiWebSocket:
             return self._waiting[0]
         message = self._waiting.popleft()
         if len(self._waiting) == MAX_WAITING // 2:
-            self._table.resume(self._handle)
+            self._table.resume(self._handle, self._service.now())
         return message
 
     async def send(self, data: str | bytes) -> None:
@@ -90,7 +90,7 @@ class AsgiWebSocket:
         """The application is done with it: close if need be, free the row when the connection has ended."""
         self._abandoned = True
         self._waiting.clear()
-        self._table.resume(self._handle)
+        self._table.resume(self._handle, self._service.now())
         if self._ended:
             self._free()
         else:

@@ -175,7 +175,7 @@ class Dispatcher:
             del self._lines[connection_id]
         if line.paused and len(line.waiting) <= self._max_frames // 2 and line.waiting_bytes <= self._max_bytes // 2:
             line.paused = False
-            self._table.resume(connection_id)
+            self._table.resume(connection_id, self._manager.clock.monotonic())
 
     def _refuse(self, connection_id: ConnectionId, line: _Line) -> None:
         """The object has too much to do: this connection alone is closed, and leaves all lists at once (W-15)."""

@@ -19,6 +19,7 @@ cdef class SocketTable(Outgoing):
     cdef int _answer(self, Row *row, uint32_t index, bytes response) except -1
     cdef int _look(self) except -1
     cdef int _turn_wheel(self) except -1
+    cdef void _excuse(self, Row *row) noexcept
     cdef int _attend(self, Row *row, uint32_t index) except -1
     cdef list _take_events(self)
 

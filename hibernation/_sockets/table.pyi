@@ -55,8 +55,8 @@ class SocketTable(Outgoing):
     def pause(self, handle: int) -> None:
         """Read nothing more; what arrives waits with the peer. At most what one read of 16 KiB held is still reported."""
 
-    def resume(self, handle: int) -> None:
-        """Read again."""
+    def resume(self, handle: int, now: float) -> None:
+        """Read again. The time in which it was not read does not count as the peer's silence."""
 
     def hold(self, handle: int, held: bool) -> None:
         """Report auto-responses as REPLY instead of sending them."""

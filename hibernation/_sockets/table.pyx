@@ -166,11 +166,12 @@ cdef class SocketTable(Outgoing):
             if row.flags & ANSWERED:
                 self._watch(row, <uint32_t>handle)
 
-    def resume(self, uint64_t handle):
+    def resume(self, uint64_t handle, double now):
         cdef Row *row = self._find_or_null(handle)
+        self._advance(now)
         if row != NULL and row.flags & PAUSED:
             row.flags &= ~<uint16_t>PAUSED
-            row.last_seen = self._now
+            self._excuse(row)
             if row.flags & ANSWERED and row.state <= LINGERING:
                 self._watch(row, <uint32_t>handle)
 
@@ -269,6 +270,13 @@ cdef class SocketTable(Outgoing):
                 index = following
         return 0
 
+    cdef void _excuse(self, Row *row) noexcept:
+        """Its silence up to now is ours: we did not read."""
+        row.last_seen = row.last_message = self._now
+        row.flags &= ~<uint16_t>PINGED
+        if row.partial != NULL:
+            row.partial.since = self._now
+
     cdef int _attend(self, Row *row, uint32_t index) except -1:
         """Do what is due for one row, and put it back into the wheel."""
         if row.state == CLOSING and self._now >= row.deadline:
@@ -281,9 +289,8 @@ cdef class SocketTable(Outgoing):
                 self._free(row, index)
             return 0
         if row.state == OPEN:
-            if row.flags & PAUSED:  # we are the ones who do not read
-                row.last_seen = row.last_message = self._now
-                row.flags &= ~<uint16_t>PINGED
+            if row.flags & PAUSED:
+                self._excuse(row)
             elif row.partial != NULL and self.message_timeout > 0 and (
                 self._now >= row.partial.since + self.message_timeout
             ):

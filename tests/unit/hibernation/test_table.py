@@ -627,8 +627,27 @@ class TestTimers:
         peer = Peer(table)
         table.pause(peer.handle)
         assert [event for now in range(100, 300) for event in table.handle_timeout(float(now))] == []
-        table.resume(peer.handle)
+        table.resume(peer.handle, 300.0)
         assert peer.write(frame(1, b"x"), 300.0) == [(MESSAGE, peer.handle, "x", None)]
+        peer.close()
+
+    @pytest.mark.parametrize("limits", [{"idle_timeout": 30.0}, {"message_timeout": 30.0}, {}])
+    def test_the_silence_of_a_paused_client_begins_when_it_is_read_again(self, limits: dict[str, float]) -> None:
+        """Whatever moment the table has seen last: it may be long ago."""
+        table = SocketTable(ping_interval=20.0, ping_timeout=5.0, **limits)
+        peer = Peer(table)
+        assert peer.write(frame(1, b"unfinished")[:-3], 100.0) == []
+        table.pause(peer.handle)
+        assert table.handle_timeout(119.0) == []
+        table.resume(peer.handle, 148.0)
+        assert table.handle_timeout(149.0) == []
+        peer.read()
+        assert peer.protocol.close_rcvd is None
+        assert table.counters()["pings_sent"] == 0
+        assert table.handle_timeout(167.0) == []
+        assert table.counters()["pings_sent"] == 0
+        table.handle_timeout(169.0)
+        assert table.counters()["pings_sent"] == 1
         peer.close()
 
     def test_without_timeouts_no_row_waits_for_a_time(self) -> None:
@@ -776,7 +795,7 @@ class TestPausing:
     def test_a_paused_socket_is_not_read(self, peer: Peer) -> None:
         peer.table.pause(peer.handle)
         assert peer.write(frame(1, b"a") + frame(1, b"b")) == []
-        peer.table.resume(peer.handle)
+        peer.table.resume(peer.handle, 100.0)
         assert [event[2] for event in drain(peer.table)] == ["a", "b"]
 
     def test_a_paused_socket_that_hangs_up_keeps_what_it_sent(self, peer: Peer) -> None:
@@ -784,7 +803,7 @@ class TestPausing:
         peer.write(frame(1, b"last words"))
         peer.close()
         assert drain(peer.table) == []
-        peer.table.resume(peer.handle)
+        peer.table.resume(peer.handle, 100.0)
         assert [event[0] for event in drain(peer.table)] == [MESSAGE, CLOSED]
 
     def test_one_read_reports_a_bounded_number_of_messages(self, table: SocketTable, peer: Peer) -> None:
