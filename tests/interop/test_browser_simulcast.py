@@ -58,11 +58,7 @@ async () => {
       await connection.setLocalDescription(await connection.createOffer());
       const tracks = [{ location: "local", mid: transceiver.mid, trackName }];
       const answer = await call("POST", `${sessionId}/tracks/new`, { sessionDescription: description(), tracks });
-      const { type, sdp } = answer.sessionDescription;
-      // Its first guess of the link, in kbit/s, lets Chromium send all layers from the start. It grows the guess of 300
-      // that it has of its own within seconds, or much more slowly on a busy machine.
-      const start = "$&a=fmtp:$1 x-google-start-bitrate=3000\\r\\n";
-      await connection.setRemoteDescription({ type, sdp: sdp.replace(/a=rtpmap:(\\d+) VP8.*\\r\\n/, start) });
+      await connection.setRemoteDescription(answer.sessionDescription);
       return { sessionId, trackName };
     },
     async setActive(rid, active) {

@@ -1,7 +1,7 @@
 """Headless Chromium for tests: start it, open pages, and ask their peer connections what arrives.
 
 Every page records its `RTCPeerConnection`s in `window.peerConnections`, so that a test looks at media the way any
-page could (`getStats`), without help from the page under test.
+page could (`getStats`), without help from the page under test. What it is told of a link's rate is ours, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from socket import AF_INET
 from typing import Any, TypeVar
 
 import psutil
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 EXECUTABLE = "/usr/bin/chromium"
 
@@ -31,10 +31,16 @@ FLAGS = [
     "--no-first-run",
 ]
 
+# Chromium's first guess of the link, in kbit/s, lets it send all layers from the start. The guess of 300 that it has of
+# its own grows within seconds, or much more slowly on a busy machine.
 RECORD_PEER_CONNECTIONS = """
 window.peerConnections = [];
 window.RTCPeerConnection = class extends RTCPeerConnection {
   constructor(...args) { super(...args); window.peerConnections.push(this); }
+  setRemoteDescription({ type, sdp }) {
+    const start = "$&a=fmtp:$1 x-google-start-bitrate=3000\\r\\n";
+    return super.setRemoteDescription({ type, sdp: sdp.replaceAll(/a=rtpmap:(\\d+) VP8.*\\r\\n/g, start) });
+  }
 };
 """
 
@@ -50,6 +56,8 @@ async () => {
 """
 
 T = TypeVar("T")
+
+expect.set_options(timeout=20_000)  # as patient as `until`; Playwright's own 5 s are short for a busy machine
 
 
 def only_loopback() -> bool:
