@@ -13,6 +13,11 @@ from objects import errors
 from objects.errors import ObjectError, RemoteError, UsageError
 from objects.ids import ObjectId
 
+ESCAPES = (KeyboardInterrupt, SystemExit)
+"""What asyncio lets through to whoever runs the loop: raised by code of an object it would end the server."""
+FAILURES = (Exception, *ESCAPES)
+"""What code of an object may raise: a failure of its handler, whatever it is. Cancellation is none."""
+
 _BUILTIN_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
@@ -45,6 +50,15 @@ _ERRORS: Mapping[str, Callable[[str], Exception]] = {kind.__name__: kind for kin
     # Only those that can be made from one message.
     if isinstance(kind, type) and issubclass(kind, ObjectError) and kind is not RemoteError
 }
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return the exception that stands for a failure inside the runtime; the failure is its cause."""
+    if isinstance(error, Exception):
+        return error
+    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+    stand_in.__cause__ = error
+    return stand_in
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:

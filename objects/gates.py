@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from objects.errors import LimitExceeded
+from objects.failures import ESCAPES, as_exception
 
 log = logging.getLogger("torpor.objects")
 
@@ -252,6 +253,8 @@ def _steps(
                 awaited = coro.throw(failure)
         except StopIteration as stop:
             return stop.value
+        except ESCAPES as escape:
+            raise as_exception(escape) from escape
         error = yield from _wait(awaited, coro)
 
 

@@ -31,6 +31,7 @@ from objects.errors import (
     StorageError,
     UsageError,
 )
+from objects.failures import FAILURES
 from objects.firststep import FirstSteps
 from objects.http import check_response
 from objects.ids import ObjectId, ObjectKey
@@ -396,7 +397,7 @@ async def _alarm(instance: Instance, entry: AlarmEntry, ran_in: list[Instance]) 
         if handler is None:
             raise UsageError("the class has no alarm() method any more")
         await handler(info)
-    except Exception:
+    except FAILURES:
         log.exception("%s: alarm handler raised", instance.object_id.key)
         instance.meter.errors += 1
         outcome = Outcome.FAILED if entry.retry_count < MAX_RETRIES else Outcome.DROPPED

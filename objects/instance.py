@@ -423,7 +423,7 @@ class Instance(ShortWay):
             error = task.exception()
         if error is not None and not (event.reply is not None and event.reply.cancelled()):
             self.meter.errors += 1
-            if event.reply is None or event.cause == "alarm":
+            if event.reply is None or event.cause in ("alarm", "connect"):  # nobody else says why
                 log.error("%s: %s handler raised", self.object_id.key, event.cause, exc_info=error)
         result = None if error is not None else task.result()
         # Calls back into a section of the constructor are answered while it runs; all others begin later.

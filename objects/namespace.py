@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from objects.blockers import RPC_CALL
 from objects.errors import InvalidObjectId, UsageError
+from objects.failures import ESCAPES, as_exception
 from objects.http import HttpRequest, HttpResponse, check_response
 from objects.ids import IdFactory, ObjectId
 from objects.instance import Instance
@@ -41,7 +42,10 @@ class ObjectClass:
 
     def construct(self, instance: Instance) -> DurableObject:
         """Make the user's object for an instance."""
-        return self.cls(ObjectState(instance), self.env)
+        try:
+            return self.cls(ObjectState(instance), self.env)
+        except ESCAPES as escape:
+            raise as_exception(escape) from escape
 
 
 class ObjectNamespace:

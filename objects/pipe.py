@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from objects.blockers import BODY
 from objects.errors import Disconnected
-from objects.failures import for_callers
+from objects.failures import FAILURES, for_callers
 from objects.http import HttpResponse
 from objects.instance import Instance, State
 
@@ -40,7 +40,7 @@ class BodyPipe:
                     return
             await instance.output.wait()
             await self._give(None)
-        except Exception as error:
+        except FAILURES as error:
             await self._give(for_callers(error, instance.object_id))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -31,7 +31,7 @@ from typing import Any, Protocol, Self
 from objects import codec
 from objects.blockers import RPC_CALL, RPC_STUB
 from objects.errors import Disconnected, LimitExceeded, NotExposed, NotSerializable, StubDisposed
-from objects.failures import for_callers
+from objects.failures import FAILURES, for_callers
 from objects.gates import Section, Stage
 from objects.instance import Instance, State
 from objects.mailbox import Event
@@ -427,5 +427,5 @@ async def _notify(disposed: Callable[[], None]) -> None:
 def _log_failure(disposed: Callable[[], None]) -> None:
     try:
         disposed()
-    except Exception:
+    except FAILURES:
         log.exception("on_disposed raised")

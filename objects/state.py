@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from objects.alarms import AlarmInfo
 from objects.errors import LimitExceeded, ObjectReset, UsageError
+from objects.failures import FAILURES
 from objects.gates import discard
 from objects.ids import ObjectId
 from objects.instance import Aborted, Instance
@@ -237,7 +238,7 @@ class ObjectState:
             awaitable = run()
             if awaitable is not None:
                 await awaitable
-        except Exception:
+        except FAILURES:
             log.exception("%s: work of %s raised", self.id.key, what)
 
 

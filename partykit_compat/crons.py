@@ -16,6 +16,7 @@ from typing import Any
 from cronsim import CronSim, CronSimError
 
 from objects.alarms import BACKOFF_JITTER, FIRST_BACKOFF_S, MAX_RETRIES, AlarmInfo
+from objects.failures import FAILURES
 from objects.state import DurableObject, ObjectState
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class CronKeeper(DurableObject):
             await self.ctx.storage.sync()
         try:
             await context.run(cron)
-        except Exception:
+        except FAILURES:
             if cron.is_tried_again(context.now_ms()):
                 raise
             logger.exception("on_cron %r raised", context.name)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hibernation.endpoint import UPGRADE_EXTENSION, Upgrade, closing
 from objects.errors import Disconnected, EventTimeout, UsageError
+from objects.failures import ESCAPES, FAILURES
 from objects.fetch import fetch, to_request, to_response
 from objects.host import ObjectHost
 from objects.http import HttpRequest, HttpResponse, check_request, check_response
@@ -195,7 +196,7 @@ class PartyRoutes:
         except Disconnected as error:  # the client left in its body, or a room that was asked went away
             logger.debug("%s.on_fetch: %s", main.__name__, error)
             return PlainTextResponse("The party is not available.", 503, {"retry-after": "1"})
-        except Exception as error:
+        except FAILURES as error:
             logger.exception("%s.on_fetch failed: %s", main.__name__, error)
             return PlainTextResponse("The party failed to answer.", 500)
 
@@ -226,6 +227,9 @@ class PartyRoutes:
             with self._host.hook():
                 answer: object = await getattr(cls, hook)(request, self._lobby(*address))
         except EventTimeout:  # logged, with what is not for the client
+            return HttpResponse.of("The party failed to answer.", 500)
+        except ESCAPES as error:
+            logger.exception("%s of %s failed: %r", hook, address.party, error)
             return HttpResponse.of("The party failed to answer.", 500)
         except Exception as error:
             logger.info("%s of %s refused a request: %s", hook, address.party, error)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from objects.errors import ObjectError, TooManyConnections
+from objects.failures import FAILURES, as_exception
 from objects.http import HttpRequest, HttpResponse, check_response
 from objects.ports import Frame, ReadyState, UpgradeRequest
 from objects.state import AlarmInfo, DurableObject, ObjectState
@@ -234,7 +235,7 @@ class Server(DurableObject):
         self._stay_awake()
         try:
             await self.on_connect(connection, request)
-        except Exception as error:
+        except FAILURES as error:
             await self._report(error, "on_connect")
             connection.close(1011, "on_connect failed")
         return None
@@ -243,7 +244,7 @@ class Server(DurableObject):
         """Return the tags, the id first; none if one of them is impossible."""
         try:
             return check_tags(connection_id, await self.get_connection_tags(connection_id, request))
-        except Exception as error:
+        except FAILURES as error:
             await self._report(error, "get_connection_tags")
             return []
 
@@ -287,7 +288,7 @@ class Server(DurableObject):
             return check_response(await self.on_request(request), f"{type(self).__name__}.on_request")
         except ObjectError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             await self._report(error, "on_request")
             code = getattr(error, "code", None)
             status = code if isinstance(code, int) and 400 <= code <= 599 else 500
@@ -302,19 +303,19 @@ class Server(DurableObject):
         """Run a hook whose exception the host logs; `on_exception` hears of it first."""
         try:
             await hook
-        except Exception as error:
+        except FAILURES as error:
             await self._tell(error)
             raise
 
-    async def _report(self, error: Exception, hook: str) -> None:
+    async def _report(self, error: BaseException, hook: str) -> None:
         logger.error("%s: %s.%s failed: %s", self.ctx.id.key, type(self).__name__, hook, error, exc_info=error)
         await self._tell(error)
 
-    async def _tell(self, error: Exception) -> None:
+    async def _tell(self, error: BaseException) -> None:
         if self._reports:
             try:
-                await self.on_exception(error)
-            except Exception:
+                await self.on_exception(as_exception(error))
+            except FAILURES:
                 logger.exception("%s: on_exception raised", self.ctx.id.key)
 
     async def _ensure_started(self, props: Any = None) -> None:
@@ -331,9 +332,9 @@ class Server(DurableObject):
         self.props = props
         try:
             await self.on_start()
-        except Exception as error:  # raised by the caller: here it would reset the object and cut its connections
+        except FAILURES as error:  # raised by the caller: here it would reset the object and cut its connections
             await self._tell(error)
-            return error
+            return as_exception(error)
         self._started = True
         if self.ctx.web_socket_count():
             self._stay_awake()

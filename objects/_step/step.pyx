@@ -105,9 +105,7 @@ cdef class ShortWay:
             handler = getattr(self.object, "web_socket_message", None)
             if handler is not None:
                 started = steps._take(PyContext_Copy(self._context), handler, ws, data)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # as a task would: other connections' messages come after this one
+        except BaseException as error:  # other connections' messages come after this one, whatever it is
             self._step_failed(error)
         finally:
             now = self._now()

@@ -53,6 +53,53 @@ class Counter(Server):
         return HttpResponse.of([await self.ctx.storage.get("n"), await self.ctx.storage.get("closed")])
 """
 
+EXITS = """\
+import sys
+from urllib.parse import urlsplit
+from partykit_compat import Server
+
+def leave(where, room):
+    if room == where:
+        sys.exit(3)
+    if room == where + "-by-hand":
+        raise KeyboardInterrupt
+
+def room_of(request):
+    return urlsplit(request.url).path.rpartition("/")[2]
+
+class Exits(Server):
+    def __init__(self, ctx, env):
+        super().__init__(ctx, env)
+        leave("constructor", ctx.id.name)
+
+    async def on_start(self):
+        leave("start", self.name)
+    async def on_connect(self, connection, request):
+        leave("connect", self.name)
+    async def on_message(self, connection, message):
+        if message == "hello":
+            connection.send(message)
+            return
+        leave("message", self.name)
+        if self.name == "timer":
+            self.ctx.set_timeout(lambda: sys.exit(3), 0)
+        await self.ctx.sleep(0)
+        leave("later", self.name)
+    async def on_close(self, connection, code, reason, was_clean):
+        leave("close", self.name)
+    async def on_request(self, request):
+        leave("request", self.name)
+    @staticmethod
+    async def on_before_connect(request, lobby):
+        leave("before-connect", room_of(request))
+    @staticmethod
+    async def on_before_request(request, lobby):
+        leave("before-request", room_of(request))
+    @staticmethod
+    async def on_fetch(request, lobby):
+        leave("fetch", room_of(request))
+"""
+
 SITE = """\
 from urllib.parse import urlsplit
 from objects.http import HttpResponse
@@ -180,6 +227,36 @@ class TestRooms:
                 assert await watcher.recv() == "tick"
             listed = (await http.get("/v1/rooms", headers=ADMIN)).json()["rooms"]
             assert {room["party"] for room in listed} == {"main"}
+
+    async def test_a_hook_that_exits_is_a_handler_that_failed_and_the_server_goes_on(self, tmp_path: Path) -> None:
+        app = tmp_path / "exits_app.py"
+        app.write_text(EXITS)
+        async with running_server(*NO_MEDIA, "--rooms-folder", str(tmp_path / "data"), str(app)) as server:
+            rooms = f"ws://127.0.0.1:{server.port}/parties/main/"
+            for ending in ("", "-by-hand"):
+                for room in ("constructor", "start", "before-connect"):
+                    with pytest.raises(InvalidStatus) as refused:
+                        async with connect(rooms + room + ending):
+                            pass
+                    assert refused.value.response.status_code == 500
+                async with connect(rooms + "connect" + ending) as client:
+                    with pytest.raises(ConnectionClosed):
+                        await client.recv()
+                    assert client.close_code == 1011
+                for room in ("message", "later", "timer", "close"):
+                    async with connect(rooms + room + ending) as client:
+                        await client.send("go")
+                        await client.send("hello")
+                        assert await client.recv() == "hello"
+                async with httpx.AsyncClient(base_url=server.url) as http:
+                    for path in ("/parties/main/request", "/parties/main/before-request", "/site/fetch"):
+                        assert (await http.get(path + ending)).status_code == 500
+            # It stops as ever.
+            async with asyncio.timeout(10):
+                while sum(record["level"] == "error" for record in server.log) < 19:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            server.log = []
+            await server.stop()
 
     async def test_tls(self, app: Path, tmp_path: Path) -> None:
         certificate, key = make_certificate(tmp_path)
