@@ -126,7 +126,7 @@ class RelaySettings:
     tcp_relays: bool = setting(False, "Relays that reach peers over TCP (RFC 6062), for clients over TCP and TLS")
     threads: int = setting(0, "Relay threads; 0: one per core", least=0, most=256)
     gather_us_max: int = setting(
-        200, "Under load, packets gather in the kernel so many microseconds before a relay thread takes them; 0: never",
+        500, "Under load, packets gather in the kernel so many microseconds before a relay thread takes them; 0: never",
         least=0, most=1000,
     )  # fmt: skip
     tls_record_per_message: bool = setting(

@@ -46,7 +46,7 @@ class TurnSettings:
     """Whether clients over TCP and TLS may have relays that reach peers over TCP (RFC 6062)."""
     threads: int = 1
     """Relay threads."""
-    gather_us_max: int = 200
+    gather_us_max: int = 500
     """Under load a relay thread lets packets gather this long before it takes them, so that it wakes less often. It is
     the most that is added to a packet's way; at low rates nothing is. 0: never."""
 
