@@ -252,6 +252,9 @@ class ObjectHost:
         key = instance.object_id.key
         if self._instances.get(key) is instance:
             del self._instances[key]
+            if not self._instances and self._sweep_timer is not None:
+                self._sweep_timer.cancel()
+                self._sweep_timer = None
         self._closing[key] = instance.closed
         connections = self.ports.connections
         if instance.error is None and connections is not None and connections.count(instance.object_id):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import subprocess
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from websockets.asyncio.client import connect
 
 from tests.support.server import running_server
@@ -29,6 +33,67 @@ def times_woken(pid: int) -> dict[str, int]:
     }
 
 
+# System calls of x86-64 that may wait for a time: which argument says how long. A number of ms, or an address.
+IN_MS = {7: 2, 232: 3, 281: 3}
+"""poll, epoll_wait, epoll_pwait: -1 is for ever."""
+BY_ADDRESS = {23: 4, 202: 3, 270: 4, 271: 2, 441: 3}
+"""select, futex, pselect6, ppoll, epoll_pwait2: null is for ever."""
+SLEEPS = {35, 230}
+"""nanosleep, clock_nanosleep."""
+
+
+def timed_waits(pid: int) -> list[str]:
+    """Threads that wait for a time, however far away, and clocks that are set: what will wake the process by itself."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        number, *rest = (thread / "syscall").read_text().split()
+        if number == "running":
+            continue
+        call, arguments = int(number), [int(word, 16) for word in rest]
+        if (
+            call in SLEEPS
+            or (call in IN_MS and arguments[IN_MS[call]] & 0xFFFFFFFF != 0xFFFFFFFF)
+            or (call in BY_ADDRESS and arguments[BY_ADDRESS[call]])
+        ):
+            found.append(f"{(thread / 'comm').read_text().strip()}: system call {number} {rest}")
+    for descriptor in Path(f"/proc/{pid}/fdinfo").iterdir():
+        found += [
+            line for line in descriptor.read_text().splitlines() if line.startswith("it_value") and "(0, 0)" not in line
+        ]
+    return found
+
+
+def is_running(pid: int) -> bool:
+    return any((thread / "syscall").read_text().startswith("running") for thread in Path(f"/proc/{pid}/task").iterdir())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of system calls")
+@pytest.mark.parametrize(
+    ("waiting", "is_timed"),
+    [
+        ("import asyncio; print(flush=True); asyncio.run(asyncio.sleep(3600))", True),
+        ("import time; print(flush=True); time.sleep(3600)", True),
+        ("import threading; print(flush=True); threading.Event().wait(3600)", True),
+        ("import threading; print(flush=True); threading.Event().wait()", False),
+        ("import asyncio; print(flush=True); asyncio.run(asyncio.Event().wait())", False),
+    ],
+)
+async def test_a_wait_for_an_hour_is_seen_at_once(waiting: str, is_timed: bool) -> None:
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", waiting, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        await child.stdout.readline()
+        async with asyncio.timeout(20):
+            before: dict[str, int] = {}
+            while before != (now := times_woken(child.pid)) or is_running(child.pid):
+                before = now
+                await asyncio.sleep(0.2)
+        assert bool(timed_waits(child.pid)) == is_timed
+    finally:
+        child.kill()
+        await child.wait()
+
+
 async def test_no_thread_wakes_while_all_rooms_hibernate(tmp_path: Path) -> None:
     app = tmp_path / "echo_app.py"
     app.write_text(APP)
@@ -50,6 +115,8 @@ async def test_no_thread_wakes_while_all_rooms_hibernate(tmp_path: Path) -> None
             while before != now:
                 await asyncio.sleep(3)
                 before, now = now, times_woken(server.pid)
+        if platform.machine() == "x86_64":
+            assert timed_waits(server.pid) == []
         for client in clients:
             await client.send("still here")
             assert await client.recv() == "still here"
