@@ -15,7 +15,7 @@ Where to look:
 | the way of a request: who asks, came it before, which answer | `server.py`, `transactions.py` |
 | what a request does, in which order, with which code | `allocations.py`; permissions and channels: `admission.py` |
 | who may ask: challenges, nonces, credentials | `auth.py`, `credentials.py`, `revocations.py`, `lookup.py` |
-| which peers may be reached | `policy.py` |
+| which peers may be reached | `policy.py`; this machine's addresses: `interfaces.py` |
 | peers over TCP | `tcp_relays.py` and `connections.py` decide, `peer_endpoint.py` carries |
 | ports, reservations | `relaypool.py`, `relayports.py` |
 | lifetimes and tables of one allocation | `allocation.py`, `permission.py`, `channel.py`; timers: `expiries.py` |

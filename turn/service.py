@@ -9,8 +9,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from pathlib import Path
 
 from OpenSSL import SSL
 
@@ -36,7 +34,7 @@ from turn.events import (
     Event,
     PeerJoined,
 )
-from turn.interfaces import parse_fib_trie, parse_if_inet6
+from turn.interfaces import expand, machine_addresses, parse_address, parse_endpoint
 from turn.lookup import LOOKUP_TIMEOUT, RemoteCredentials
 from turn.peer_endpoint import PeerEndpoint
 from turn.policy import PeerPolicy
@@ -139,6 +137,7 @@ class TurnService:
         self._lookups: set[asyncio.Task[None]] = set()
         self._lookups_failed = 0
         self._endpoint: TurnEndpoint | None = None
+        self._host = ""
         self._own: set[IPAddress] = set()
         self._relay_ips: list[IPAddress] = []
         self._peers: PeerEndpoint | None = None
@@ -160,13 +159,15 @@ class TurnService:
             raise UsageError("started already")
         settings = self.settings
         self._revocations.load(self._wall_clock())
-        machine = _machine_addresses()
-        listen = _expand(settings.listen_addresses, machine)
-        relay_hosts = _expand(settings.relay_addresses, machine) or listen
+        machine = machine_addresses()
+        listen = expand(settings.listen_addresses, machine)
+        relay_hosts = expand(settings.relay_addresses, machine) or listen
         relays = [self._relay_address(ip) for ip in relay_hosts]
         _ensure_descriptors(settings, len({ip.version for ip in relay_hosts}))
         tls = self._tls_context()
         self._own = machine | set(listen)
+        first = str(listen[0])
+        self._host = settings.public_host or settings.external_addresses.get(first, first)
         self._relay_ips = [ip for relay in relays for ip in (relay.local, relay.external)]
         policy = self._policy(settings)
         plane = make_plane(settings, len({ip.version for ip in relay_hosts}), self._exchange)
@@ -338,8 +339,7 @@ class TurnService:
     def urls(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """`stun:` and `turn:` urls, in the order in which clients should try them."""
         endpoint = self._running()
-        host = self.settings.public_host or self._default_host()
-        host = f"[{host}]" if ":" in host else host
+        host = f"[{self._host}]" if ":" in self._host else self._host
         stun = [f"stun:{host}:{endpoint.port}"] if self.settings.udp else []
         turn = [f"turn:{host}:{endpoint.port}?transport=udp"] if self.settings.udp else []
         if self.settings.tcp:
@@ -359,10 +359,6 @@ class TurnService:
         if self._endpoint is None:
             raise UsageError("not started")
         return self._endpoint
-
-    def _default_host(self) -> str:
-        listen = self.settings.listen_addresses[0]
-        return self.settings.external_addresses.get(listen, listen)
 
     def _authenticator(self) -> Authenticator:
         settings = self.settings
@@ -387,14 +383,14 @@ class TurnService:
         )
 
     def _policy(self, settings: TurnSettings) -> PeerPolicy:
-        external = {_address("external_addresses", ip) for ip in settings.external_addresses.values()}
+        external = {parse_address("external_addresses", ip) for ip in settings.external_addresses.values()}
         return PeerPolicy(
             allowed=settings.allow_peers,
             denied=settings.deny_peers,
             allow_loopback=settings.allow_loopback_peers,
             own_addresses=self._own | external,
             relay_addresses=self._relay_ips,
-            allowed_endpoints=[_endpoint_address(text) for text in settings.allow_endpoints],
+            allowed_endpoints=[parse_endpoint(text) for text in settings.allow_endpoints],
             denied_ports=settings.deny_peer_ports,
             min_port=settings.min_peer_port,
         )
@@ -403,7 +399,7 @@ class TurnService:
         external = self.settings.external_addresses.get(str(ip))
         return RelayAddress(
             ip,
-            ip if external is None else _address("external_addresses", external),
+            ip if external is None else parse_address("external_addresses", external),
             PortPool(self.settings.relay_port_min, self.settings.relay_port_max),
         )
 
@@ -466,45 +462,6 @@ class TurnService:
 def _warn_of_loopback(settings: TurnSettings) -> None:
     if settings.allow_loopback_peers:
         logger.warning("loopback peers are allowed: clients can reach services on this machine")
-
-
-def _machine_addresses() -> set[IPAddress]:
-    found: set[IPAddress] = set()
-    for path, parse in (("/proc/net/fib_trie", parse_fib_trie), ("/proc/net/if_inet6", parse_if_inet6)):
-        try:
-            found |= parse(Path(path).read_text())
-        except FileNotFoundError:  # a kernel without the family
-            continue
-    return found
-
-
-def _expand(hosts: Sequence[str], machine: set[IPAddress]) -> list[IPAddress]:
-    """The addresses to bind: a wildcard becomes every address of its family but loopback and link-local (T9)."""
-    found: dict[IPAddress, None] = {}
-    for host in hosts:
-        ip = _address("listen_addresses and relay_addresses", host)
-        if not ip.is_unspecified:
-            found[ip] = None
-            continue
-        own = [m for m in machine if m.version == ip.version and not m.is_loopback and not m.is_link_local]
-        if not own:
-            raise ConfigurationError(f"{host}: this machine has no such address")
-        found |= dict.fromkeys(sorted(own, key=int))
-    return list(found)
-
-
-def _address(setting: str, text: str) -> IPAddress:
-    try:
-        return ip_address(text)
-    except ValueError:
-        raise ConfigurationError(f"{setting}: not an IP address: {text!r}") from None
-
-
-def _endpoint_address(text: str) -> TransportAddress:
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"allow_endpoints: not address:port: {text!r}")
-    return TransportAddress(_address("allow_endpoints", host.strip("[]")), int(port))
 
 
 def _ensure_descriptors(settings: TurnSettings, families: int) -> None:

@@ -24,6 +24,7 @@ from tests.support.turn_sockets import (
     serving,
 )
 from turn.errors import ConfigurationError
+from turn.interfaces import machine_addresses
 from turn.service import TurnService, TurnSettings
 from wire import stun
 from wire.stun import Attr, MessageClass, Method, TransportAddress
@@ -279,6 +280,18 @@ class TestUrls:
             assert turn_urls == (f"turn:127.0.0.1:{service.port}?transport=tcp",)
         async with serving(tcp=False, listen_addresses=("::1",)) as service:
             assert service.urls()[1] == (f"turn:[::1]:{service.port}?transport=udp",)
+
+    async def test_every_address_of_the_machine_is_told_as_one_that_clients_can_reach(self) -> None:
+        addresses = [ip for ip in machine_addresses() if ip.version == 4 and not ip.is_loopback]
+        if not addresses:
+            pytest.skip("this machine has only loopback")
+        async with serving(listen_addresses=("0.0.0.0",), tcp=False, external_addresses={}) as service:
+            ((told,), _) = service.urls()
+            assert told in {f"stun:{ip}:{service.port}" for ip in addresses}
+
+    def test_something_must_listen(self) -> None:
+        with pytest.raises(ConfigurationError, match="neither UDP nor TCP nor TLS"):
+            TurnService(TurnSettings(udp=False, tcp=False))
 
 
 async def test_t5_the_certificate_can_be_replaced_while_connections_live(tmp_path: Path) -> None:
