@@ -1,4 +1,4 @@
-"""One packet to one subscriber, and the change of a subscriber's source (FWD-1 to FWD-4, SW-1 to SW-3).
+"""One packet to one subscriber, and the change of a subscriber's source (FWD-1 to FWD-4, SW-1 to SW-4).
 
 Runs in the thread that owns the subscriber's transport. `forward` is the hot path: per subscriber one header, one
 memcpy, one srtp_protect; no allocation.
@@ -6,19 +6,21 @@ memcpy, one srtp_protect; no allocation.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from sfu._dataplane.cache cimport CACHED_PACKET_MAX, cache_copy
 from sfu._dataplane.egress cimport next_transport_seq, reachable, room, send_rtp, send_time
 from sfu._dataplane.graph cimport (
-    DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX, Fanout, Forwarder, Job,
-    Source, SourceClock, Stream, Thread, Track,
+    DROP_BLOCKED, DROP_DUPLICATE, DROP_LATE, KEY_LATE, KEY_NONE, NO_PAYLOAD_TYPE, RECENT_SOURCES, SRTP_TRAILER_MAX,
+    Fanout, Forwarder, Job, Source, SourceClock, Stream, Thread, Track,
 )
+from sfu._dataplane.keyframe cimport C_VP8
 from sfu._dataplane.keyframes cimport KEYFRAME_RETRY, want_keyframe
 from sfu._dataplane.ledger cimport Sent, ledger_find, ledger_sent
 from sfu._dataplane.machine cimport load_i64, next_random, prefetch
 from sfu._dataplane.ops cimport clock_read, count_drop, list_add, list_remove, schedule
-from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, write_packet, write_padding_packet
+from sfu._dataplane.packet cimport RTP_GROWTH_MAX, OutFields, parse_rtp, write_packet, write_padding_packet
 from sfu._dataplane.sequence cimport map_drop, map_forward, map_switch
 from sfu._dataplane.tables cimport table_get
-from sfu._dataplane.vp8 cimport vp8_map, vp8_switch
+from sfu._dataplane.vp8 cimport vp8_map, vp8_read, vp8_switch
 
 cdef enum:
     LATE_MAX = 1000                 # out numbers behind the newest that a late packet may still take (FWD-4)
@@ -26,6 +28,7 @@ cdef enum:
     RESUME_DRIFT_MAX = 200000       # us, the same after a pause of one source (SW-7)
     STEP_BACK_MAX = 50000           # us a new source may lie behind and still be joined with one frame's step (SW-2)
     FRAME_STEP = 33000              # us
+    CATCH_UP_MAX = 200              # packets between the first of a key frame that is late and the newest (SW-4)
     BUDGET_WINDOW = 1000000         # us
     LEDGER_SLOTS_MAX = 8192
 
@@ -204,6 +207,9 @@ cdef inline bint switch_source(Thread *t, Forwarder *f, Stream *s, const Job *jo
         return False
     if job.padding_only:
         return False
+    if job.keyframe == KEY_LATE and load_i64(&s.cache.highest) - job.ext_seq > CATCH_UP_MAX:
+        want_keyframe(t, s)
+        return False
     if not join_timestamps(t, f, s, job):
         want_keyframe(t, s)
         return False
@@ -354,6 +360,25 @@ cdef inline void note_sent(Forwarder *f, const Job *job, int64_t out, uint32_t t
         f.report_at = now   # first SR at once (RTCP-1)
 
 
+cdef inline void catch_up(Thread *t, Stream *s, Forwarder *f, const Job *first) noexcept nogil:
+    """SW-4: `f` has begun with `first`, which was late. What of the key frame came before it follows from the cache."""
+    cdef uint8_t data[CACHED_PACKET_MAX]
+    cdef Job job = first[0]
+    cdef int64_t last = load_i64(&s.cache.highest)
+    cdef int size
+    job.keyframe = KEY_NONE
+    while s.cache.pages != NULL and job.ext_seq < last:
+        job.ext_seq += 1
+        size = cache_copy(&s.cache, job.ext_seq, data, t.now)
+        if size < 0 or not parse_rtp(&job.view, data, size, s.track.ids):
+            continue
+        job.padding_only = job.view.payload_size == 0
+        job.vp8.fields = 0
+        if s.codec == C_VP8:
+            vp8_read(data + job.view.header_size, job.view.payload_size, &job.vp8)
+        forward(t, s, f, &job)
+
+
 cdef inline void forward_jobs(Thread *t, Stream *s) noexcept nogil:
     """Every job of one stream to every subscriber of this thread: subscriber by subscriber, so that trains form."""
     cdef Fanout *fanout = &s.fanout[t.index]
@@ -366,6 +391,8 @@ cdef inline void forward_jobs(Thread *t, Stream *s) noexcept nogil:
         at = fanout.first_job
         while at >= 0:
             forward(t, s, f, &t.jobs[at])
+            if t.jobs[at].keyframe == KEY_LATE and f.current.stream == s and f.map.first == t.jobs[at].ext_seq:
+                catch_up(t, s, f, &t.jobs[at])
             at = t.jobs[at].next
         if f.report_at == t.now or (f.ledger.crowded and f.ledger.slots < LEDGER_SLOTS_MAX):
             schedule(t, f.transport, t.now)

@@ -87,6 +87,11 @@ cdef enum Drop:
     DROP_NO_MEMORY
     DROP_COUNT
 
+cdef enum Key:
+    KEY_NONE
+    KEY_FIRST
+    KEY_LATE                    # what follows it came before it
+
 ctypedef int (*srtp_function)(void *session, void *packet, int *size) noexcept nogil
 
 ctypedef int (*srtp_remove_function)(void *session, unsigned int ssrc) noexcept nogil
@@ -118,7 +123,7 @@ cdef struct Job:
     int64_t ext_seq
     int64_t received            # us
     uint32_t epoch              # of the stream
-    uint8_t keyframe            # first packet of one that is newer than all before it
+    uint8_t keyframe            # KEY_*: first packet of a key frame that is newer than all before it
     uint8_t padding_only
     Vp8Numbers vp8
     int next                    # of the same stream, -1: last

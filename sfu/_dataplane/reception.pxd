@@ -8,7 +8,8 @@ from sfu._dataplane.cache cimport cache_has, cache_init, cache_store
 from sfu._dataplane.forward cimport choose_source
 from sfu._dataplane.graph cimport (
     CROSS_LAYERS, DROP_DUPLICATE, DROP_EMPTY, DROP_JUMP, DROP_MALFORMED, DROP_NO_MEMORY, DROP_PADDING,
-    DROP_PAYLOAD_TYPE, DROP_PROBE, DROP_STALE, Job, PayloadType, Stream, Thread, Track, Transport,
+    DROP_PAYLOAD_TYPE, DROP_PROBE, DROP_STALE, KEY_FIRST, KEY_LATE, KEY_NONE, Job, PayloadType, Stream, Thread, Track,
+    Transport,
 )
 from sfu._dataplane.jobs cimport add_job
 from sfu._dataplane.keyframe cimport C_OPAQUE, C_VP8, keyframe_start
@@ -162,7 +163,9 @@ cdef inline void receive_media(Thread *t, Stream *s, Job *job, uint8_t *data, in
     s.packets += 1
     s.bytes += <uint64_t>size
     s.rate_bytes += <uint64_t>size
-    job.keyframe = s.track.video and not job.padding_only and ext_seq > s.last_keyframe and starts_keyframe(s, view, data)
+    job.keyframe = KEY_NONE
+    if s.track.video and not job.padding_only and ext_seq > s.last_keyframe and starts_keyframe(s, view, data):
+        job.keyframe = KEY_LATE if ext_seq < s.unwrapper.highest else KEY_FIRST
     if not recovered:
         s.last_timestamp = view.timestamp
     if job.keyframe:

@@ -24,6 +24,7 @@ from tests.support.srtp_peer import (
     feed_video,
     fir,
     nack,
+    nacked,
     pli,
     publish_video,
     pull_video,
@@ -226,6 +227,25 @@ class TestSetSource:
             one.send(*rest[2:])
             subscriber.settle(0.05)
             assert [(p.seq - subscriber.rtp[0].seq) & 0xFFFF for p in subscriber.rtp] == [0, 1, 3]
+
+    def test_a_key_frame_whose_first_packet_is_repaired_arrives_whole(self, plane: Plane) -> None:
+        """SW-4"""
+        with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
+            track = publish_video(publisher, rtx=1112)
+            source = VideoSource(publisher, 1111)
+            source.send()
+            pull_video(subscriber, track)
+            first, *rest = source.send(key=True, size=4, lose=(0,))
+            publisher.wait(lambda: any(nacked(c) for c in publisher.rtcp))
+            payload = first.seq.to_bytes(2) + first.payload
+            publisher.send(Rtp(97, 1, first.timestamp, 1112, payload))
+            subscriber.wait(lambda: len(subscriber.rtp) == 4)
+            assert [p.payload for p in subscriber.rtp] == [p.payload for p in (first, *rest)]
+            source.send()
+            subscriber.wait(lambda: len(subscriber.rtp) == 5)
+            assert [(p.seq - subscriber.rtp[0].seq) & 0xFFFF for p in subscriber.rtp] == [0, 1, 2, 3, 4]
+            assert len({p.timestamp for p in subscriber.rtp}) == 2
+            assert subscriber.drops() == {}
 
     def test_no_source_is_silence_and_a_new_one_goes_on_from_there(self, plane: Plane) -> None:
         with SrtpPeer(plane) as publisher, SrtpPeer(plane) as subscriber:
