@@ -50,7 +50,7 @@ bench: $(VENV)/.test ## Speed, as ratios against a ceiling and a peer in the sam
 	@$(BIN)/python -m benchmarks
 
 sanitize: $(VENV)/.test ## The native code under address and undefined-behaviour sanitizers (some minutes)
-	@tests/support/sanitize.sh tests/unit/hibernation tests/unit/turn/test_relay.py tests/unit/turn/test_framing.py tests/scenario/test_turn_stream_threads.py tests/scenario/test_turn_tls_threads.py tests/unit/sfu/test_plane_*.py
+	@tests/support/sanitize.sh tests/unit/hibernation tests/scenario/test_objects_at_once.py tests/unit/turn/test_relay.py tests/unit/turn/test_framing.py tests/scenario/test_turn_stream_threads.py tests/scenario/test_turn_tls_threads.py tests/unit/sfu/test_plane_*.py
 
 docs: $(VENV)/.built ## The OpenAPI document, from the code
 	@$(BIN)/torpor openapi > docs/openapi.json
