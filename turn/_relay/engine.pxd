@@ -301,6 +301,7 @@ cdef inline void feed_sealed(Engine *e, Client *client, int size, double now) no
     cdef Stream *stream = client.stream
     cdef int n
     if e.openssl.put(stream.tls.incoming, e.scratch, size) != size:
+        e.openssl.clear_errors()
         abandon(e, stream)
         return
     while True:
