@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
 from loadtest.engine.rooms import RoomFailed
 from loadtest.figures import Figures
@@ -193,16 +193,18 @@ async def turn_server(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `TurnServer`: as given, or by a credential asked for over HTTP where `key_id` names a TURN key."""
     if "key_id" not in wanted:
         return dict(wanted)
-    async with httpx.AsyncClient(trust_env=False) as client:
-        address = f"{wanted['url']}/v1/turn/keys/{wanted['key_id']}/credentials/generate-ice-servers"
-        headers = {"authorization": f"Bearer {wanted['key_token']}"}
-        try:
-            response = await client.post(address, headers=headers, json={"ttl": 3600})
-            response.raise_for_status()
-        except httpx.HTTPError as error:
-            raise RoomFailed(f"no TURN credential: {error}") from error
+    address = f"{wanted['url']}/v1/turn/keys/{wanted['key_id']}/credentials/generate-ice-servers"
+    headers = {"authorization": f"Bearer {wanted['key_token']}"}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), raise_for_status=True) as http,
+            http.post(address, headers=headers, json={"ttl": 3600}) as response,
+        ):
+            answer = await response.json()
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise RoomFailed(f"no TURN credential: {str(error) or type(error).__name__}") from error
     transport = wanted.get("transport", "udp")
-    for server in response.json()["iceServers"]:
+    for server in answer["iceServers"]:
         for url in [server["urls"]] if isinstance(server["urls"], str) else server["urls"]:
             scheme, _, rest = url.partition(":")
             place, _, query = rest.partition("?")
