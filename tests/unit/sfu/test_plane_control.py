@@ -300,7 +300,7 @@ class TestUpdates:
             plane.update_track(track, codecs=VIDEO, extensions=EXTENSIONS, rids=("h", "l"))
             for _ in range(2):
                 source.send(key=True)
-            subscriber.wait(lambda: subscriber.rtp)
+            subscriber.wait(lambda: len(subscriber.rtp) == 2)
             assert plane.forwarder_stats(forwarder)["layer"] == 1
             moved = VideoSource(publisher, 50, payload_type=120, seq=source.seq)
             plane.update_track(track, codecs={120: VIDEO[96]}, extensions=EXTENSIONS, rids=("h", "l"))
