@@ -3,17 +3,17 @@
 import os
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from turn._relay.decide cimport decide_client
 from turn._relay.engine cimport (
-    EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
+    EPOLLET, EPOLLIN, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, INBOX_MARK, LISTENER_MARK, STREAM_MARK,
     STREAM_READ_BYTES, UPCALLS, WAKE_MARK, Engine, Upcall, carry_out, epoll_create1, epoll_ctl, epoll_event,
-    feed_stream, mark_dirty, monotonic, pthread_t, read, run, watch_stream, write, write_stream,
+    mark_dirty, monotonic, pthread_t, read, run, write, write_stream,
 )
 from turn._relay.stream cimport Buffer, Stream, Tls, append, consume, waiting
 from turn._relay.table cimport (
